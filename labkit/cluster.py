@@ -1,0 +1,276 @@
+"""Three nodes as one thing: found if they are up, started if not, told apart from strangers, ended when asked."""
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+
+import nats
+from filelock import AsyncFileLock, Timeout
+
+from labkit import nodes
+from labkit.errors import LabError
+from labkit.nodes import Node
+
+NAMES = ("n1", "n2", "n3")
+
+
+@dataclass
+class Cluster:
+    """A cluster to learn on. `backend` is "embedded" (processes), "compose" (containers) or "attached" (NATS_URL)."""
+    backend: str
+    nodes: list = field(default_factory=list)
+    servers: list = field(default_factory=list)  # URLs for nats.connect
+
+    def login(self, account):
+        """Options for nats.connect that lead to this account; on an attached cluster, the user's own."""
+        if self.backend != "attached":
+            return {"servers": self.servers, "user": account, "password": "lab"}
+        wanted = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
+                  "user_credentials": os.environ.get("NATS_CREDS")}
+        return {"servers": self.servers, **{key: value for key, value in wanted.items() if value}}
+
+
+async def find_or_start(say=lambda text: None):
+    """The cluster that this environment asks for, ready to be used. Returns a Cluster; raises LabError.
+
+    In this order: NATS_URL (any cluster), a running compose cluster, the embedded one, which is started if it is
+    not up. LABKIT_BACKEND=embedded or =compose insists. `say` is called with a line of text when something takes time.
+    """
+    backend = os.environ.get("LABKIT_BACKEND", "")
+    if backend not in ("", "embedded", "compose"):
+        raise LabError(f"LABKIT_BACKEND is {backend!r}; wanted: embedded, compose, or not set (then NATS_URL counts, "
+                       "then a running compose cluster, then the embedded one).")
+    if os.environ.get("NATS_URL") and not backend:
+        return Cluster("attached", servers=[url.strip() for url in os.environ["NATS_URL"].split(",")])
+    if backend != "embedded":
+        cluster = await find_compose()
+        if not cluster and backend == "compose":
+            cluster = await start_compose(say)
+        if cluster:
+            return cluster
+    return await find_embedded() or await start_embedded(say)
+
+
+# --- the embedded backend ------------------------------------------------------------------------------------------
+
+def state_file():
+    return nodes.home() / "cluster.json"
+
+
+def written_down():
+    """The nodes of the cluster that was last started here, alive or not; [] if none was."""
+    try:
+        return [Node(**entry) for entry in json.loads(state_file().read_text())]
+    except (OSError, ValueError, TypeError):  # no file, half a file, a file of an older labkit
+        return []
+
+
+async def is_well(node):
+    """True if the node's process lives, is the one we started, and answers with the server id that we know."""
+    told = await node.varz() if node.process() else None
+    return bool(told) and told["server_id"] == node.server_id
+
+
+async def find_embedded():
+    """The running embedded Cluster, or None if it is not up as a whole."""
+    members = written_down()
+    if not members or members[0].port != nodes.first_port():
+        return None
+    if all(await asyncio.gather(*map(is_well, members))):
+        return Cluster("embedded", members, [node.url for node in members])
+    return None
+
+
+async def start_embedded(say=lambda text: None):
+    """Starts what is missing and waits until an R3 stream can be created. Two callers at once get one cluster."""
+    nodes.home().mkdir(parents=True, exist_ok=True)
+    lock = AsyncFileLock(nodes.home() / "cluster.lock", timeout=60)
+    try:
+        async with lock:
+            return await find_embedded() or await _start_embedded(say)
+    except Timeout:
+        raise LabError(f"Another process has been starting the cluster for 60 s and holds {lock.lock_file}. "
+                       "Look with: python -m labkit doctor") from None
+
+
+async def _start_embedded(say):
+    members = written_down()
+    alive = await asyncio.gather(*map(is_well, members))
+    if any(alive) and members[0].port == nodes.first_port():
+        missing = [node for node, well in zip(members, alive) if not well]  # they come back to their own store
+        say(f"starting {', '.join(node.name for node in missing)} again")
+        nodes.end_processes([node.process() for node in missing])
+    else:
+        end_embedded()
+        # A new folder every time: a store cannot be opened by two servers, and an empty one boots ten times faster
+        # (a restart with state waits out a full election, 4 to 9 s).
+        run = tempfile.mkdtemp(prefix="run-", dir=nodes.home())
+        first = nodes.first_port()
+        members = missing = [Node(name, first + i, first + i + 4000, os.path.join(run, name))
+                             for i, name in enumerate(NAMES)]
+        say("starting three nodes")
+    refuse_taken_ports(missing)
+    for node in missing:  # all at once: 0.3 s between them, and the first vote fails and the next takes 4 to 9 s
+        node.spawn([other.route for other in members])
+    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
+    try:
+        await wait_ready(members)
+    except BaseException:
+        nodes.end_processes([node.process() for node in missing])
+        raise
+    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
+    return Cluster("embedded", members, [node.url for node in members])
+
+
+def refuse_taken_ports(members):
+    for node in members:
+        for port in (node.port, node.monitor, node.route):
+            who = nodes.holder(port)
+            if who:
+                raise LabError(
+                    f"Port {port} (wanted by {node.name}) is held by {who}. Three ways out: end that program; use "
+                    f"other ports with the environment variable LABKIT_PORT=14222; or, if it is a NATS cluster that "
+                    f"you want to learn on, set NATS_URL=nats://127.0.0.1:{node.port}. "
+                    "`python -m labkit doctor` shows all ports.")
+
+
+async def wait_ready(members, timeout=20):
+    """Waits until all nodes agree on a meta leader that sees two current replicas (seconds). Raises LabError early
+    if a process ends. Learns the server ids on the way."""
+    start = time.monotonic()
+    while True:
+        told = await asyncio.gather(*(node.varz(timeout=0.3) for node in members))
+        for node, facts in zip(members, told):
+            if not node.process():
+                raise LabError(f"{node.name} ended while it started. {last_words(node)}")
+            if facts:
+                node.server_id = facts["server_id"]
+        if all(told) and agreed(told):
+            return
+        if time.monotonic() - start > timeout:
+            seen = {node.name: (facts or {}).get("jetstream", {}).get("meta", "no answer")
+                    for node, facts in zip(members, told)}
+            raise LabError(f"The cluster was not ready after {timeout} s. Last seen: {seen}. "
+                           f"Logs: {members[0].log.parent}")
+        await asyncio.sleep(0.02)
+
+
+def agreed(told):
+    """True if every node names the same meta leader, and that leader sees two replicas, current and online.
+
+    told: what the nodes say of themselves on /varz, one dict a node. Only the leader's own view counts: followers
+    know little of each other."""
+    metas = {facts["server_name"]: facts["jetstream"].get("meta", {}) for facts in told}
+    leaders = {meta.get("leader") for meta in metas.values()}
+    if len(leaders) != 1 or not leaders & set(metas):
+        return False
+    replicas = metas[leaders.pop()].get("replicas") or []
+    return len([r for r in replicas if r["current"] and not r.get("offline")]) == 2
+
+
+def last_words(node):
+    """Why a node ended, from its log, and what to do."""
+    lines = [line for line in node.log.read_text(errors="replace").splitlines() if "[FTL]" in line or "[ERR]" in line
+             or "nats-server:" in line][-2:]
+    text = " | ".join(line.split("] ", 1)[-1] for line in lines) or "Its log says nothing."
+    advice = {"no space left": f"Free some disk space, or set LABKIT_HOME to a folder on a disk with room "
+                               f"(now {nodes.home()}).",
+              "address already in use": "Something took the port in that moment: python -m labkit doctor shows who.",
+              "permission denied": f"It may not write there: set LABKIT_HOME to a folder of yours (now {nodes.home()})."}
+    way_out = next((advice[key] for key in advice if key in text), "python -m labkit doctor looks closer.")
+    return f"It said: {text}. {way_out} Whole log: {node.log}"
+
+
+def end_embedded():
+    """Ends every node that was started from this home, written down or not, and removes their data. Returns names."""
+    found = {process.pid: process for process in nodes.strays(nodes.home())}
+    found.update({process.pid: process for process in (node.process() for node in written_down()) if process})
+    nodes.end_processes(found.values(), graceful=2)
+    state_file().unlink(missing_ok=True)
+    for run in nodes.home().glob("run-*"):
+        shutil.rmtree(run, ignore_errors=True)
+    return len(found)
+
+
+# --- the compose backend -------------------------------------------------------------------------------------------
+
+async def find_compose():
+    """The compose cluster as a Cluster if n1 answers on port 8222 and says that it runs in a container, else None."""
+    members = [Node(name, 4222 + i, 8222 + i) for i, name in enumerate(NAMES)]
+    told = await members[0].varz(timeout=0.3)
+    if not told or "compose" not in told.get("tags", []):
+        return None
+    return Cluster("compose", members, [node.url for node in members])
+
+
+def compose(*arguments):
+    """Runs `docker compose` (or the older `docker-compose`) on the project's file. Raises LabError with its words."""
+    if not shutil.which("docker") and not shutil.which("docker-compose"):
+        raise LabError("Docker is not installed (no `docker` on the PATH). The lab needs none: leave LABKIT_BACKEND "
+                       "unset, and the same cluster runs as three processes.")
+    new = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
+    command = ["docker", "compose"] if new else ["docker-compose"]
+    done = subprocess.run([*command, "-p", "labkit", "-f", str(nodes.PROJECT / "docker-compose.yml"), *arguments],
+                          capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise LabError(f"`{' '.join(command)} {' '.join(arguments)}` failed: {' / '.join(said)}. If the Docker daemon is "
+                       "not running, start it (Docker Desktop, or: sudo systemctl start docker). The lab also runs "
+                       "without Docker: leave LABKIT_BACKEND unset.")
+    return done.stdout
+
+
+async def start_compose(say=lambda text: None):
+    """Brings the compose cluster up and waits until it can create an R3 stream. Returns a Cluster; raises LabError."""
+    say("starting three containers")
+    await asyncio.to_thread(compose, "up", "-d")
+    for _ in range(300):
+        cluster = await find_compose()
+        told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))
+        if told and all(told) and agreed(told):
+            return cluster
+        await asyncio.sleep(0.1)
+    raise LabError("The containers are up, but the cluster was not ready after 30 s. Look with: docker compose logs")
+
+
+# --- any backend ---------------------------------------------------------------------------------------------------
+
+async def connect(timeout=3, error_cb=None, **options):
+    """nats.connect, but a first connection that cannot be made ends in a LabError within `timeout` seconds.
+
+    Left alone, nats-py tries again for two minutes (60 times, 2 s apart), and after a refused password at once and
+    without a pause. A connection that was made once is kept up by nats-py as always.
+    """
+    seen, refused = {}, asyncio.Event()
+
+    async def note(error):
+        if attempt.done():
+            return error_cb and await error_cb(error)
+        seen[f"{type(error).__name__}: {error}".removesuffix(": ")] = error
+        if "authorization" in str(error).lower():
+            refused.set()
+
+    attempt = asyncio.ensure_future(nats.connect(error_cb=note, **options))
+    await asyncio.wait([attempt, stop := asyncio.ensure_future(refused.wait())], timeout=timeout,
+                       return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    attempt.cancel()
+    await asyncio.wait([attempt])
+    if not attempt.cancelled() and not attempt.exception():
+        return attempt.result()
+    why = "; ".join(seen) or f"no answer within {timeout} s"
+    raise LabError(f"No connection to {' or '.join(options['servers'])} as {options.get('user', 'anonymous')}: {why}. "
+                   + way_out(refused.is_set()))
+
+
+def way_out(refused):
+    """What to do about a first connection that was not made, or was refused."""
+    if os.environ.get("NATS_URL"):
+        return ("The server does not know this user: look at NATS_USER and NATS_PASSWORD, or NATS_CREDS." if refused else
+                "Is NATS_URL right and the server up? Unset NATS_URL to use the lab's own cluster.")
+    return ("The cluster was started with another nats.conf, before an update perhaps: python -m labkit down ends it "
+            "(docker compose -p labkit down for containers)." if refused else "Look with: python -m labkit doctor")

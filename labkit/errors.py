@@ -1,0 +1,62 @@
+"""The one error that labkit raises by itself, and a net for errors that nobody awaits."""
+import asyncio
+import gc
+import traceback
+
+
+class LabError(Exception):
+    """What was seen, what was wanted, and the way out. In a notebook only these lines show, no traceback."""
+
+    def _render_traceback_(self):  # IPython's hook for exceptions that need no stack to be understood
+        return [f"LabError: {self}"]
+
+
+class ErrorNet:
+    """Collects what would otherwise end in a log line, or nowhere: errors that nats-py hands to error_cb (those of
+    subscription callbacks among them), and exceptions of background tasks that nobody awaited."""
+
+    def __init__(self):
+        self.caught, self.failed, self.loop = [], [], None
+
+    async def error_cb(self, error):
+        """For nats.connect(error_cb=…)."""
+        self.caught.append(error)
+
+    def watch(self, loop):
+        """From now on, remembers the tasks of this loop that fail."""
+        self.loop, self.before = loop, loop.get_task_factory()
+        loop.set_task_factory(self._make_task)
+
+    def unwatch(self):
+        if self.loop and self.loop.get_task_factory() == self._make_task:
+            self.loop.set_task_factory(self.before)
+        self.loop = None
+
+    def _make_task(self, loop, coroutine, **options):
+        task = self.before(loop, coroutine, **options) if self.before else asyncio.Task(coroutine, loop=loop, **options)
+        task.add_done_callback(self._note)
+        return task
+
+    def _note(self, task):
+        if not task.cancelled() and _unseen(task):
+            self.failed.append(task)
+
+    def take(self):
+        """The errors collected since the last call (list of exceptions); those that were awaited after all are not
+        among them."""
+        gc.collect()
+        unseen = [task.exception() for task in self.failed if _unseen(task)]
+        taken, self.caught, self.failed = self.caught + unseen, [], []
+        return taken
+
+
+def _unseen(task):
+    """True while asyncio itself would still complain that the task's exception was never retrieved."""
+    return getattr(task, "_log_traceback", False)
+
+
+def describe(error):
+    """'ValueError: text (in handler, line 3)': the innermost frame that is not a library's, if there is one."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    where = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}".removesuffix(": ") + where

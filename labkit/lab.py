@@ -1,0 +1,223 @@
+"""What a lesson opens and closes: a cluster that is ready, a client on the lesson's own account, a clean slate."""
+import asyncio
+import importlib
+import importlib.metadata
+import inspect
+import os
+import time
+
+from filelock import FileLock, Timeout
+
+from labkit import cluster as clusters
+from labkit import nodes, tables
+from labkit.errors import ErrorNet, LabError, describe
+from labkit.exercises import book
+from labkit.seen import what_it_saw
+
+_open = {}  # topic -> Lab of this process: running the setup cell again closes the earlier one
+
+
+class Lab:
+    """A lesson's lab. `nc` is a plain nats.aio.client.Client, `js` its JetStream context."""
+
+    @classmethod
+    async def open(cls, topic):
+        """Opens the lab of a lesson: finds or starts the cluster, connects, removes what an earlier run left behind,
+        and prints one line. Returns a Lab.
+
+        topic: name of the lesson's account, such as "core_nats" (or "mine", for notebooks of your own).
+        Raises LabError if the topic is unknown, the lesson is open in another kernel, or no cluster can be had.
+        """
+        if topic not in nodes.accounts():
+            raise LabError(f"There is no lesson {topic!r}; wanted: one of {', '.join(nodes.accounts())}.")
+        if topic in _open:
+            await _open[topic]._leave()
+        lab = cls()
+        lab.topic, lab.clients, lab._net = topic, [], ErrorNet()
+        lab._claim()
+        try:
+            await lab._enter()
+        except BaseException:
+            await lab._leave()
+            raise
+        return lab
+
+    async def _enter(self):
+        _open[self.topic] = self
+        self.cluster = await clusters.find_or_start(print)
+        self.nc = await self.connect(name=self.topic)
+        self.js = self.nc.jetstream()
+        self._theirs = await self._streams() if self.attached else set()
+        removed = await self._wipe()
+        self._net.watch(asyncio.get_running_loop())
+        print(self._summary(removed))
+
+    @property
+    def attached(self):
+        """True on a cluster of the user's own (NATS_URL): nothing of it is broken or wiped."""
+        return self.cluster.backend == "attached"
+
+    @property
+    def exercises(self):
+        """The exercises of this lesson, by name: `await lab.exercises.NAME(answer)`, `.hint()`, `.solution()`."""
+        return book(importlib.import_module(f"labkit.exercises.{self.topic}"), self)
+
+    # --- connections and waiting -----------------------------------------------------------------------------------
+
+    async def connect(self, node=None, name=None, **options):
+        """One more plain client on the lesson's account. `close()` closes it.
+
+        node: "n1", "n2" or "n3" to connect to that node; without it, to the first that answers.
+        options: any of nats.connect's. Without an error_cb of yours, errors are collected for raise_errors().
+        """
+        login = self.cluster.login(self.topic)
+        if node:
+            login["servers"] = [self._node(node).url]
+        client = await clusters.connect(**{"dont_randomize": True, "name": name or self.topic,
+                                           "error_cb": self._net.error_cb, **login, **options})
+        self.clients.append(client)
+        return client
+
+    def _node(self, name):
+        for node in self.cluster.nodes:
+            if node.name == name:
+                return node
+        known = ", ".join(node.name for node in self.cluster.nodes) or "none: this cluster is not the lab's own"
+        raise LabError(f"There is no node {name!r}; known: {known}.")
+
+    async def until(self, condition, timeout=5):
+        """Waits until `condition()` (a function, or one that returns an awaitable) is true; returns what it returned.
+
+        timeout: seconds. Raises LabError that shows the condition and what its names held when time ran out.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            value = condition()
+            if inspect.isawaitable(value):
+                value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
+            if value:
+                return value
+            if time.monotonic() >= end:
+                raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
+            await asyncio.sleep(0.01)
+
+    def raise_errors(self):
+        """Raises LabError if callbacks or background tasks of this lesson failed since the last call; says which."""
+        found = self._net.take()
+        if found:
+            lines = "\n".join(f"  - {describe(error)}" for error in found[:10])
+            more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""
+            raise LabError(f"{len(found)} error(s) in callbacks or background tasks:\n{lines}{more}") from found[0]
+
+    # --- state as tables (see tables.py for the columns) -----------------------------------------------------------
+
+    async def nodes(self):
+        """One row a node: state, version, who leads the meta group, connections, memory (MiB), uptime (seconds)."""
+        return await tables.nodes(self.cluster)
+
+    async def streams(self):
+        """One row a stream of this account."""
+        return await tables.streams(self.js)
+
+    async def consumers(self, stream):
+        """One row a consumer of the stream."""
+        return await tables.consumers(self.js, stream)
+
+    async def connections(self):
+        """One row a connection to this lesson's account, on any node."""
+        return await tables.connections(self.cluster, self.topic)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    async def close(self):
+        """Ends the lesson: drains and closes its clients, deletes its streams, proves that nothing is left, and
+        raises what callbacks and background tasks swallowed. Safe to run twice."""
+        if _open.get(self.topic) is not self:
+            return print("already closed")
+        await asyncio.sleep(0)  # a task that failed just now gets to say so
+        left = await self._leave()
+        self.raise_errors()
+        if left:
+            raise LabError(f"Left behind by this lesson: {', '.join(left)}.")
+        print("closed: nothing left behind")
+
+    async def _leave(self):
+        """Closes and deletes what is the lesson's own; returns what could not be removed (list of words)."""
+        self._net.unwatch()
+        left = []
+        try:
+            if getattr(self, "js", None) and not self.nc.is_closed:
+                await self._wipe()
+                left = [f"stream {name}" for name in await self._streams() - self._theirs]
+            await asyncio.gather(*map(_farewell, self.clients))
+            if getattr(self, "js", None) and not self.attached:
+                left += await self._connections_left()
+        finally:
+            _open.pop(self.topic, None)
+            self._lock.release()
+        return left
+
+    async def _streams(self):
+        """Names of all streams of the account; the empty set where there is no JetStream."""
+        try:
+            return {info.config.name for info in await self.nc.jetstream(timeout=3).streams_info()}
+        except Exception as error:
+            if type(error).__name__ in ("ServiceUnavailableError", "NoRespondersError", "TimeoutError"):
+                return set()
+            raise
+
+    async def _wipe(self):
+        """Deletes the account's streams that are the lesson's own. Returns how many there were."""
+        names = await self._streams() - self._theirs
+        for name in names:
+            await self.js.delete_stream(name)
+        return len(names)
+
+    async def _connections_left(self):
+        """Connections of this account that are still open a second after all of ours were closed."""
+        end = time.monotonic() + 1
+        while True:
+            table = await tables.connections(self.cluster, self.topic)
+            if not len(table) or time.monotonic() > end:
+                return [f"connection {row['name'] or 'without a name'} to {row['node']}" for _, row in table.iterrows()]
+            await asyncio.sleep(0.02)
+
+    # --- one kernel a lesson ---------------------------------------------------------------------------------------
+
+    def _claim(self):
+        """Two kernels in one lesson would read each other's messages: the second is told so."""
+        folder = nodes.home() / "lessons"
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = folder / f"{self.topic}.pid"
+        self._lock = FileLock(folder / f"{self.topic}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            who = owner.read_text() if owner.exists() else "?"
+            raise LabError(f"The lesson {self.topic!r} is open in another kernel (process {who}), and one account "
+                           "serves one kernel at a time. Close it there: run its last cell, or shut that kernel down "
+                           "(in JupyterLab: Kernel > Shut Down Kernel).") from None
+        owner.write_text(str(os.getpid()))
+
+    def _summary(self, removed):
+        version = "{0.major}.{0.minor}.{0.patch}".format(self.nc.connected_server_version)
+        where = ("your own cluster (NATS_URL)" if self.attached else
+                 f"{len(self.cluster.nodes)} nodes ({', '.join(n.name for n in self.cluster.nodes)}), {self.cluster.backend}")
+        swept = f"; removed {removed} stream(s) of an earlier run" if removed else ""
+        theirs = f"; {len(self._theirs)} stream(s) of yours stay untouched" if self._theirs else ""
+        return (f"lab open: {self.topic} on {where}, nats-server {version}, "
+                f"nats-py {importlib.metadata.version('nats-py')}{swept}{theirs}")
+
+    def __repr__(self):
+        return f"<Lab {self.topic} on {getattr(self, 'cluster', None) and self.cluster.backend}>"
+
+
+async def _farewell(client):
+    """Drains a client if it can be drained, and closes it."""
+    try:
+        if client.is_connected and not client.is_draining:
+            await asyncio.wait_for(client.drain(), timeout=5)
+    except Exception:  # a client that broke on purpose is closed all the same
+        pass
+    if not client.is_closed:
+        await client.close()

