@@ -34,11 +34,11 @@ class Cluster:
         return {"servers": self.servers, **{key: value for key, value in wanted.items() if value}}
 
 
-async def find_or_start(say=lambda text: None):
-    """The cluster that this environment asks for, ready to be used. Returns a Cluster; raises LabError.
+async def find():
+    """The cluster that this environment asks for, if it is there; else None. Starts nothing. Raises LabError.
 
-    In this order: NATS_URL (any cluster), a running compose cluster, the embedded one, which is started if it is
-    not up. LABKIT_BACKEND=embedded or =compose insists. `say` is called with a line of text when something takes time.
+    In this order: NATS_URL (any cluster), a running compose cluster, the running embedded one.
+    LABKIT_BACKEND=embedded or =compose insists.
     """
     backend = os.environ.get("LABKIT_BACKEND", "")
     if backend not in ("", "embedded", "compose"):
@@ -46,13 +46,20 @@ async def find_or_start(say=lambda text: None):
                        "then a running compose cluster, then the embedded one).")
     if os.environ.get("NATS_URL") and not backend:
         return Cluster("attached", servers=[url.strip() for url in os.environ["NATS_URL"].split(",")])
-    if backend != "embedded":
-        cluster = await find_compose()
-        if not cluster and backend == "compose":
-            cluster = await start_compose(say)
-        if cluster:
-            return cluster
-    return await find_embedded() or await start_embedded(say)
+    if backend == "compose":
+        return await find_compose()
+    if backend == "embedded":
+        return await find_embedded()
+    return await find_compose() or await find_embedded()
+
+
+async def find_or_start(say=lambda text: None):
+    """As find(), but what is not up is started: containers if LABKIT_BACKEND=compose, processes otherwise.
+
+    `say` is called with a line of text when something takes time. Returns a Cluster that is ready; raises LabError.
+    """
+    start = start_compose if os.environ.get("LABKIT_BACKEND") == "compose" else start_embedded
+    return await find() or await start(say)
 
 
 # --- the embedded backend ------------------------------------------------------------------------------------------

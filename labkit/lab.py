@@ -221,3 +221,23 @@ async def _farewell(client):
         pass
     if not client.is_closed:
         await client.close()
+
+
+async def wipe_accounts(topics):
+    """Deletes all streams of these lessons' accounts on the running cluster of the lab. Returns a line that says so."""
+    unknown = [topic for topic in topics if topic not in nodes.accounts()]
+    if unknown:
+        raise LabError(f"There is no lesson {unknown[0]!r}; wanted: one of {', '.join(nodes.accounts())}.")
+    cluster = await clusters.find()
+    if not cluster:
+        return "no cluster is up, so there is nothing to reset"
+    if cluster.backend == "attached":
+        raise LabError("NATS_URL is set: a cluster of your own is never wiped. Unset it to reset the lab's cluster.")
+    deleted = 0
+    for topic in topics:
+        client = await clusters.connect(**cluster.login(topic))
+        js = client.jetstream(timeout=3)
+        for info in await js.streams_info():
+            deleted += await js.delete_stream(info.config.name)
+        await client.close()
+    return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"

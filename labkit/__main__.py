@@ -1,0 +1,115 @@
+"""python -m labkit: the lab's one command."""
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from labkit import cluster as clusters
+from labkit import doctor as doctors
+from labkit import nodes
+from labkit.errors import LabError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="NATS Lab: a three-node cluster to learn on.")
+console = Console(highlight=False, soft_wrap=True)
+
+
+@app.command()
+def up():
+    """Start the cluster, or find it if it is up."""
+    began = time.monotonic()
+    with console.status("looking for a cluster …") as status:
+        cluster = asyncio.run(clusters.find_or_start(lambda text: status.update(f"{text} …")))
+    console.print(f"cluster up after {time.monotonic() - began:.1f} s ({cluster.backend}): {' '.join(cluster.servers)}")
+
+
+@app.command()
+def down():
+    """End the cluster that this project started (processes, and containers if they run), and remove its data."""
+    with console.status("ending …"):
+        count = clusters.end_embedded()
+        compose = asyncio.run(clusters.find_compose())
+        if compose:
+            clusters.compose("down", "-v")
+    console.print("cluster down: " + (f"{count} processes ended" if count else "no process was running")
+                  + (", containers removed" if compose else ""))
+
+
+@app.command()
+def status():
+    """Show the nodes of the cluster that is up (exit code 1 if none is)."""
+    cluster = asyncio.run(clusters.find())
+    if not cluster:
+        console.print("no cluster is up. Start one: python -m labkit up")
+        raise typer.Exit(1)
+    from labkit import tables
+    frame = asyncio.run(tables.nodes(cluster)).reset_index()
+    table = Table(*map(str, frame.columns), title=f"{cluster.backend}: {' '.join(cluster.servers)}", title_justify="left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+@app.command()
+def reset(lesson: Annotated[Optional[str], typer.Argument(help="one lesson's account, e.g. core_nats")] = None):
+    """Delete the streams of one lesson, or of all, as if nobody had run them. The cluster stays up."""
+    from labkit.lab import wipe_accounts
+    console.print(asyncio.run(wipe_accounts([lesson] if lesson else nodes.accounts())))
+
+
+@app.command()
+def doctor():
+    """Check everything that the lab needs; say how to mend what is wrong (exit code 1 if something is)."""
+    findings = doctors.examine()
+    for finding in findings:
+        console.print(f"{doctors.MARK[finding.state]} {finding.text}")
+        if finding.fix:
+            console.print(f"       → {finding.fix}")
+    raise typer.Exit(any(finding.state == "bad" for finding in findings))
+
+
+@app.command()
+def lab(browser: Annotated[bool, typer.Option(help="open a browser")] = True,
+        port: Annotated[int, typer.Option(help="JupyterLab's port (the next free one if it is taken)")] = 8888):
+    """Start the cluster and JupyterLab at the first lesson."""
+    bad = [finding for finding in doctors.examine() if finding.state == "bad"]
+    if bad:
+        raise LabError("\n".join(f"{finding.text} {finding.fix}" for finding in bad))
+    up()
+    console.print("JupyterLab starts; end it with Ctrl-C. The cluster stays up until: python -m labkit down")
+    command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ServerApp.ip=127.0.0.1",
+               f"--ServerApp.root_dir={nodes.PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None",
+               *([] if browser else ["--no-browser"]), *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]
+    try:
+        raise typer.Exit(subprocess.run(command).returncode)
+    except KeyboardInterrupt:
+        pass
+
+
+@app.command()
+def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbers or paths; all if none")] = None,
+            check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 if something changed")] = False,
+            refresh: Annotated[bool, typer.Option("--refresh", help="also renew times and pictures")] = False):
+    """Execute notebooks and write them in the form in which they are committed."""
+    from labkit import notebook
+    changed = notebook.execute_all(notebook.find(notebooks or ()), check, refresh, console.print)
+    raise typer.Exit(bool(check and changed))
+
+
+def main():
+    try:
+        app()
+    except LabError as error:
+        console.print(f"[red]✗[/red] {error}", markup=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

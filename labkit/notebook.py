@@ -1,0 +1,101 @@
+"""Executes a notebook and writes it in one stable form, so that it is committed with results and its diff is readable."""
+import asyncio
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from labkit.errors import LabError
+from labkit.nodes import PROJECT
+
+FOLDER = PROJECT / "notebooks"
+KEPT = {"tags", "jupyter"}  # cell metadata that stays
+IGNORED = "nbval-ignore-output"
+
+
+def find(names=()):
+    """Paths of these notebooks (numbers, names or paths), or of all lessons. Raises LabError if one is unknown."""
+    lessons = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    found = []
+    for name in names:
+        match = [path for path in lessons if path.name.startswith(name)] or [p for p in [Path(name)] if p.is_file()]
+        if not match:
+            raise LabError(f"No notebook {name!r}; wanted: a path, or one of {', '.join(p.stem for p in lessons)}.")
+        found += match
+    return found if names else lessons
+
+
+async def execute(path, refresh=False):
+    """The notebook as it should stand in the repository, executed anew: text of the file.
+
+    Cells tagged nbval-ignore-output (times, pictures) keep their committed output unless `refresh` is true or they
+    have none, so that their noise makes no diff. Raises LabError if a cell fails.
+    """
+    notebook = nbformat.read(path, 4)
+    before = {cell["id"]: (cell.source, cell.outputs) for cell in notebook.cells
+              if IGNORED in cell.metadata.get("tags", []) and cell.get("outputs")}
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False,
+                            resources={"metadata": {"path": str(path.parent)}})
+    try:
+        await client.async_execute()
+    except Exception as error:
+        raise LabError(f"{path.name} does not run: {error}") from None
+    for cell in notebook.cells:
+        source, outputs = before.get(cell["id"], (None, None))
+        if source == cell.source and not refresh:
+            cell.outputs = outputs
+    return nbformat.writes(normalise(notebook)) + "\n"
+
+
+def normalise(notebook):
+    """The same notebook without what differs from run to run or from machine to machine: timings, versions of the
+    kernel, widget ids; cells counted from 1, streams of one name merged. Changes and returns it."""
+    notebook.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"}})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in sorted(cell.metadata) if key in KEPT})
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = merged(cell.outputs)
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+    return notebook
+
+
+def merged(outputs):
+    """Outputs with neighbouring pieces of one stream joined, as nbval compares them."""
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def without_ignored(text):
+    """The notebook's text with the outputs of ignored cells left out: what must not change between two runs."""
+    notebook = nbformat.reads(text, 4)
+    for cell in notebook.cells:
+        if IGNORED in cell.metadata.get("tags", []):
+            cell.outputs = []
+    return nbformat.writes(notebook)
+
+
+def execute_all(paths, check=False, refresh=False, say=print):
+    """Executes notebooks one after the other and writes them (unless `check`). Returns the names of those whose
+    compared content changed."""
+    changed = []
+    for path in paths:
+        old, new = path.read_text(encoding="utf-8"), asyncio.run(execute(path, refresh))
+        if without_ignored(old) != without_ignored(new):
+            changed.append(path.name)
+        if not check and old != new:
+            path.write_text(new, encoding="utf-8")
+        say(f"{path.name}: {'changed' if path.name in changed else 'as committed' if check else 'done'}")
+    return changed
