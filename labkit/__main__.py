@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from labkit import cluster as clusters
+from labkit import compose, nodes
 from labkit import doctor as doctors
-from labkit import nodes
 from labkit.errors import LabError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -34,11 +34,11 @@ def down():
     """End the cluster that this project started (processes, and containers if they run), and remove its data."""
     with console.status("ending …"):
         count = clusters.end_embedded()
-        compose = asyncio.run(clusters.find_compose())
-        if compose:
-            clusters.compose("down", "-v")
+        containers = os.environ.get("LABKIT_BACKEND") != "embedded" and asyncio.run(clusters.find_compose())
+        if containers:
+            compose.run("down", "-v")
     console.print("cluster down: " + (f"{count} processes ended" if count else "no process was running")
-                  + (", containers removed" if compose else ""))
+                  + (", containers removed" if containers else ""))
 
 
 @app.command()
@@ -59,7 +59,7 @@ def status():
 @app.command()
 def reset(lesson: Annotated[Optional[str], typer.Argument(help="one lesson's account, e.g. core_nats")] = None):
     """Delete the streams of one lesson, or of all, as if nobody had run them. The cluster stays up."""
-    from labkit.lab import wipe_accounts
+    from labkit.slate import wipe_accounts
     console.print(asyncio.run(wipe_accounts([lesson] if lesson else nodes.accounts())))
 
 

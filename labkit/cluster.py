@@ -3,19 +3,17 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 
-import nats
 from filelock import AsyncFileLock, Timeout
 
-from labkit import nodes
+from labkit import compose, nodes
 from labkit.errors import LabError
 from labkit.nodes import Node
 
-NAMES = ("n1", "n2", "n3")
+LEAST_ROOM = 256 << 20  # bytes of free disk below which no node is started
 
 
 @dataclass
@@ -26,11 +24,14 @@ class Cluster:
     servers: list = field(default_factory=list)  # URLs for nats.connect
 
     def login(self, account):
-        """Options for nats.connect that lead to this account; on an attached cluster, the user's own."""
+        """Options for nats.connect that lead to this account; on an attached cluster, those of NATS_USER, NATS_PASSWORD
+        and NATS_CREDS. Raises LabError if the credentials file is not there."""
         if self.backend != "attached":
             return {"servers": self.servers, "user": account, "password": "lab"}
         wanted = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
                   "user_credentials": os.environ.get("NATS_CREDS")}
+        if wanted["user_credentials"] and not os.path.isfile(wanted["user_credentials"]):
+            raise LabError(f"NATS_CREDS names {wanted['user_credentials']}, which is no file; wanted: a .creds file.")
         return {"servers": self.servers, **{key: value for key, value in wanted.items() if value}}
 
 
@@ -51,6 +52,26 @@ async def find():
     if backend == "embedded":
         return await find_embedded()
     return await find_compose() or await find_embedded()
+
+
+async def find_compose():
+    """The running compose Cluster, or None."""
+    members = await compose.members()
+    return Cluster("compose", members, [node.url for node in members]) if members else None
+
+
+async def start_compose(say=lambda text: None):
+    """Brings the containers up and waits until an R3 stream can be created. Returns a Cluster; raises LabError."""
+    say("starting three containers")
+    await asyncio.to_thread(compose.run, "up", "-d")
+    for _ in range(300):
+        cluster = await find_compose()
+        told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))
+        if told and all(told) and agreed(told):
+            return cluster
+        await asyncio.sleep(0.1)
+    raise LabError("The containers are up, but the cluster was not ready after 30 s. Look with: "
+                   f"docker compose -p {compose.PROJECT} logs")
 
 
 async def find_or_start(say=lambda text: None):
@@ -94,7 +115,11 @@ async def find_embedded():
 
 async def start_embedded(say=lambda text: None):
     """Starts what is missing and waits until an R3 stream can be created. Two callers at once get one cluster."""
-    nodes.home().mkdir(parents=True, exist_ok=True)
+    try:
+        nodes.home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"The lab may not write to {nodes.home()} ({error.strerror}). Set LABKIT_HOME to a folder of "
+                       "yours.") from None
     lock = AsyncFileLock(nodes.home() / "cluster.lock", timeout=60)
     try:
         async with lock:
@@ -113,12 +138,13 @@ async def _start_embedded(say):
         nodes.end_processes([node.process() for node in missing])
     else:
         end_embedded()
+        refuse_full_disk()
         # A new folder every time: a store cannot be opened by two servers, and an empty one boots ten times faster
         # (a restart with state waits out a full election, 4 to 9 s).
         run = tempfile.mkdtemp(prefix="run-", dir=nodes.home())
         first = nodes.first_port()
         members = missing = [Node(name, first + i, first + i + 4000, os.path.join(run, name))
-                             for i, name in enumerate(NAMES)]
+                             for i, name in enumerate(nodes.NAMES)]
         say("starting three nodes")
     refuse_taken_ports(missing)
     for node in missing:  # all at once: 0.3 s between them, and the first vote fails and the next takes 4 to 9 s
@@ -131,6 +157,13 @@ async def _start_embedded(say):
         raise
     state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
     return Cluster("embedded", members, [node.url for node in members])
+
+
+def refuse_full_disk():
+    free = shutil.disk_usage(nodes.home()).free
+    if free < LEAST_ROOM:
+        raise LabError(f"{free / 2**20:.0f} MiB of disk are free at {nodes.home()}; three nodes want {LEAST_ROOM >> 20} MiB. "
+                       "Free some space, or set LABKIT_HOME to a folder on another disk.")
 
 
 def refuse_taken_ports(members):
@@ -201,83 +234,3 @@ def end_embedded():
     for run in nodes.home().glob("run-*"):
         shutil.rmtree(run, ignore_errors=True)
     return len(found)
-
-
-# --- the compose backend -------------------------------------------------------------------------------------------
-
-async def find_compose():
-    """The compose cluster as a Cluster if n1 answers on port 8222 and says that it runs in a container, else None."""
-    members = [Node(name, 4222 + i, 8222 + i) for i, name in enumerate(NAMES)]
-    told = await members[0].varz(timeout=0.3)
-    if not told or "compose" not in told.get("tags", []):
-        return None
-    return Cluster("compose", members, [node.url for node in members])
-
-
-def compose(*arguments):
-    """Runs `docker compose` (or the older `docker-compose`) on the project's file. Raises LabError with its words."""
-    if not shutil.which("docker") and not shutil.which("docker-compose"):
-        raise LabError("Docker is not installed (no `docker` on the PATH). The lab needs none: leave LABKIT_BACKEND "
-                       "unset, and the same cluster runs as three processes.")
-    new = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
-    command = ["docker", "compose"] if new else ["docker-compose"]
-    done = subprocess.run([*command, "-p", "labkit", "-f", str(nodes.PROJECT / "docker-compose.yml"), *arguments],
-                          capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise LabError(f"`{' '.join(command)} {' '.join(arguments)}` failed: {' / '.join(said)}. If the Docker daemon is "
-                       "not running, start it (Docker Desktop, or: sudo systemctl start docker). The lab also runs "
-                       "without Docker: leave LABKIT_BACKEND unset.")
-    return done.stdout
-
-
-async def start_compose(say=lambda text: None):
-    """Brings the compose cluster up and waits until it can create an R3 stream. Returns a Cluster; raises LabError."""
-    say("starting three containers")
-    await asyncio.to_thread(compose, "up", "-d")
-    for _ in range(300):
-        cluster = await find_compose()
-        told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))
-        if told and all(told) and agreed(told):
-            return cluster
-        await asyncio.sleep(0.1)
-    raise LabError("The containers are up, but the cluster was not ready after 30 s. Look with: docker compose logs")
-
-
-# --- any backend ---------------------------------------------------------------------------------------------------
-
-async def connect(timeout=3, error_cb=None, **options):
-    """nats.connect, but a first connection that cannot be made ends in a LabError within `timeout` seconds.
-
-    Left alone, nats-py tries again for two minutes (60 times, 2 s apart), and after a refused password at once and
-    without a pause. A connection that was made once is kept up by nats-py as always.
-    """
-    seen, refused = {}, asyncio.Event()
-
-    async def note(error):
-        if attempt.done():
-            return error_cb and await error_cb(error)
-        seen[f"{type(error).__name__}: {error}".removesuffix(": ")] = error
-        if "authorization" in str(error).lower():
-            refused.set()
-
-    attempt = asyncio.ensure_future(nats.connect(error_cb=note, **options))
-    await asyncio.wait([attempt, stop := asyncio.ensure_future(refused.wait())], timeout=timeout,
-                       return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    attempt.cancel()
-    await asyncio.wait([attempt])
-    if not attempt.cancelled() and not attempt.exception():
-        return attempt.result()
-    why = "; ".join(seen) or f"no answer within {timeout} s"
-    raise LabError(f"No connection to {' or '.join(options['servers'])} as {options.get('user', 'anonymous')}: {why}. "
-                   + way_out(refused.is_set()))
-
-
-def way_out(refused):
-    """What to do about a first connection that was not made, or was refused."""
-    if os.environ.get("NATS_URL"):
-        return ("The server does not know this user: look at NATS_USER and NATS_PASSWORD, or NATS_CREDS." if refused else
-                "Is NATS_URL right and the server up? Unset NATS_URL to use the lab's own cluster.")
-    return ("The cluster was started with another nats.conf, before an update perhaps: python -m labkit down ends it "
-            "(docker compose -p labkit down for containers)." if refused else "Look with: python -m labkit doctor")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from labkit import cluster as clusters
 from labkit import nodes
+from labkit.client import connect
 from labkit.errors import LabError
 
 MARK = {"good": "[green]✓[/green] ok  ", "note": "[yellow]·[/yellow] note", "bad": "[red]✗[/red] BAD "}
-ROOM = 1 << 30  # bytes of disk that three nodes may want
 
 
 @dataclass
@@ -53,15 +53,13 @@ def packages():
 
 
 def ports():
+    cluster = asyncio.run(clusters.find())
+    if cluster and cluster.backend != "attached":
+        return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {' '.join(cluster.servers)}")]
     first = nodes.first_port()
-    numbers = [first + i + offset for offset in (0, 2000, 4000) for i in range(3)]
-    if asyncio.run(clusters.find_compose()):
-        return [Finding("good", "The compose cluster is up on ports 4222–4224")]
-    if asyncio.run(clusters.find_embedded()):
-        return [Finding("good", f"The lab's cluster is up on ports {first}–{first + 2}")]
-    ours = {process.pid for process in nodes.strays(nodes.home())}
-    taken = {port: who for port in numbers if (who := nodes.holder(port))}
-    taken = {port: who for port, who in taken.items() if not any(f"(pid {pid})" in who for pid in ours)}
+    ours = [process.pid for process in nodes.strays(nodes.home())]
+    taken = {port: who for offset in (0, 2000, 4000) for port in range(first + offset, first + offset + 3)
+             if (who := nodes.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)}
     if taken:
         return [Finding("bad", f"Port {port} is held by {who}.", "End that program, or use other ports: set the "
                         "environment variable LABKIT_PORT=14222") for port, who in taken.items()]
@@ -76,8 +74,8 @@ def disk():
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
         yield Finding("bad", f"{place} may not be written to.", "Set LABKIT_HOME to a folder of yours")
-    elif free < ROOM:
-        yield Finding("bad", f"{free / 2**20:.0f} MiB of disk are free at {place}; wanted: {ROOM >> 20} MiB.",
+    elif free < clusters.LEAST_ROOM:
+        yield Finding("bad", f"{free / 2**20:.0f} MiB of disk are free at {place}; wanted: {clusters.LEAST_ROOM >> 20} MiB.",
                       "Free some space, or set LABKIT_HOME to a folder on another disk")
     else:
         yield Finding("good", f"{free / 2**30:.0f} GiB of disk are free at {place}")
@@ -114,7 +112,7 @@ def attached():
 
 
 async def _version(cluster):
-    client = await clusters.connect(**cluster.login(None))
+    client = await connect(**cluster.login(None))
     try:
         return "{0.major}.{0.minor}.{0.patch}".format(client.connected_server_version)
     finally:

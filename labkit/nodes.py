@@ -18,6 +18,7 @@ from labkit.errors import LabError
 CONFIG = Path(__file__).with_name("nats.conf")
 PROJECT = Path(__file__).resolve().parents[1]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a company's proxy must not see loopback
+NAMES = ("n1", "n2", "n3")
 STARTED = []  # Popen objects of this process, kept so that ended nodes are reaped and do not stay as zombies
 
 
@@ -152,16 +153,32 @@ def strays(folder):
 
 
 def holder(port):
-    """Who listens on this TCP port of loopback: 'name (pid 123)', 'another program', or None if it is free."""
+    """Who listens on this TCP port of loopback: 'name (pid 123)', 'another program', or None if it is free. A NATS
+    server is named with its version, as it introduces itself."""
     if is_free(port):
         return None
+    return " = ".join(filter(None, [_greeting(port), _listener(port)])) or "another program"
+
+
+def _greeting(port):
+    """'nats-server 2.11.6 named n1' if a NATS server greets on this port, else None."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.3) as probe:
+            said = probe.recv(4096).decode(errors="replace")
+        info = json.loads(said.removeprefix("INFO ").split("\r\n")[0])
+        return f"nats-server {info['version']} named {info.get('server_name', '?')}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _listener(port):
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:  # macOS and Windows tell only the administrator
         pass
-    return "another program"
+    return None
 
 
 def is_free(port):

@@ -1,0 +1,32 @@
+"""The same three nodes as containers of docker-compose.yml."""
+import shutil
+import subprocess
+
+from labkit import nodes
+from labkit.errors import LabError
+from labkit.nodes import Node
+
+PROJECT = "labkit"  # compose's name for this set of containers
+
+
+async def members():
+    """The nodes of the running compose cluster (list of Node), or None: n1 answers on 8222 and says that it is one."""
+    found = [Node(name, 4222 + i, 8222 + i) for i, name in enumerate(nodes.NAMES)]
+    told = await found[0].varz(timeout=0.3)
+    return found if told and "compose" in told.get("tags", []) else None
+
+
+def run(*arguments):
+    """Runs `docker compose` (or the older `docker-compose`) on the project's file. Raises LabError with its words."""
+    if not shutil.which("docker") and not shutil.which("docker-compose"):
+        raise LabError("Docker is not installed (no `docker` on the PATH). The lab needs none: leave LABKIT_BACKEND "
+                       "unset, and the same cluster runs as three processes.")
+    plugin = shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    command = ["docker", "compose"] if plugin or not shutil.which("docker-compose") else ["docker-compose"]
+    done = subprocess.run([*command, "-p", PROJECT, "-f", str(nodes.PROJECT / "docker-compose.yml"), *arguments],
+                          capture_output=True, text=True)
+    if done.returncode:
+        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        raise LabError(f"`{' '.join([*command, *arguments])}` failed: {said}. If the Docker daemon is not running, start "
+                       "it (Docker Desktop, or: sudo systemctl start docker). The lab also runs without Docker: leave "
+                       "LABKIT_BACKEND unset.")

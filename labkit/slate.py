@@ -1,0 +1,93 @@
+"""A clean slate: which streams are the lesson's own, and how they go away."""
+import json
+
+from labkit import cluster as clusters
+from labkit import nodes
+from labkit.client import connect
+from labkit.errors import LabError
+
+CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each connection asked of JetStream
+
+
+async def stream_names(client):
+    """Names of all streams of the client's account (set); the empty set where there is no JetStream."""
+    try:
+        return {info.config.name for info in await client.jetstream(timeout=3).streams_info()}
+    except Exception as error:
+        if type(error).__name__ in ("ServiceUnavailableError", "NoRespondersError", "TimeoutError"):
+            return set()
+        raise
+
+
+class Account:
+    """On the lab's own cluster the account belongs to the lesson, and so does every stream in it."""
+
+    def __init__(self, lab):
+        self.lab = lab
+
+    async def streams(self):
+        return await stream_names(self.lab.nc)
+
+    async def clean(self):
+        """Deletes the lesson's streams. Returns how many there were."""
+        names = await self.streams()
+        for name in names:
+            await self.lab.js.delete_stream(name)
+        return len(names)
+
+
+class Made(Account):
+    """On a cluster of the user's own, only the streams that this lesson's connections created are the lesson's.
+
+    The server says which those are: it publishes an audit of every JetStream API call with the connection that made
+    it. The names are also written down, for the case that the kernel is killed before it can clean up.
+    """
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.file = nodes.home() / "lessons" / f"{lab.topic}.made.json"
+        self.made = json.loads(self.file.read_text()) if self.file.exists() else {}  # name -> time of creation
+        self.listening = False
+
+    async def streams(self):
+        infos = await self.lab.nc.jetstream(timeout=3).streams_info() if self.made else []
+        return {info.config.name for info in infos if str(info.created) == self.made.get(info.config.name)}
+
+    async def clean(self):
+        count = await super().clean()
+        self.made = {}
+        self.file.unlink(missing_ok=True)
+        if not self.listening:
+            self.listening = True
+            await self.lab.nc.subscribe(CREATED, cb=self._note)
+        return count
+
+    async def _note(self, message):
+        audit = json.loads(message.data)
+        answer = json.loads(audit.get("response") or "{}")
+        who = (audit.get("client", {}).get("name"), audit.get("client", {}).get("id"))
+        ours = {(client.options["name"], client.client_id) for client in self.lab.clients if client.is_connected}
+        if answer.get("did_create") and "stream_create" in answer.get("type", "") and who in ours:
+            name = answer["config"]["name"]
+            self.made[name] = str((await self.lab.js.stream_info(name)).created)
+            self.file.write_text(json.dumps(self.made))
+
+
+async def wipe_accounts(topics):
+    """Deletes all streams of these lessons' accounts on the running cluster of the lab. Returns a line that says so."""
+    unknown = [topic for topic in topics if topic not in nodes.accounts()]
+    if unknown:
+        raise LabError(f"There is no lesson {unknown[0]!r}; wanted: one of {', '.join(nodes.accounts())}.")
+    cluster = await clusters.find()
+    if not cluster:
+        return "no cluster is up, so there is nothing to reset"
+    if cluster.backend == "attached":
+        raise LabError("NATS_URL is set: a cluster of your own is never wiped. Unset it to reset the lab's cluster.")
+    deleted = 0
+    for topic in topics:
+        client = await connect(**cluster.login(topic))
+        js = client.jetstream(timeout=3)
+        for info in await js.streams_info():
+            deleted += await js.delete_stream(info.config.name)
+        await client.close()
+    return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"

@@ -1,0 +1,121 @@
+"""What all tests share: a lab of one's own, and a look round at the end that nothing was left behind."""
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from labkit import cluster as clusters
+from labkit import nodes
+
+RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
+    "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
+    "browser": ("LABKIT_TEST_BROWSER", "Chromium and tests/browser/requirements.txt"),
+}
+
+
+def pytest_configure(config):
+    for marker, (switch, needs) in RUN_IF.items():
+        config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker, (switch, needs) in RUN_IF.items():
+            if item.get_closest_marker(marker) and not os.environ.get(switch):
+                item.add_marker(pytest.mark.skip(reason=f"needs {needs}: set {switch}=1"))
+
+
+def pytest_sessionstart(session):
+    session.was_up = bool(asyncio.run(clusters.find()))
+
+
+def pytest_sessionfinish(session):
+    """The shared cluster is left as it was found; a notebook's cell that was not run or not compared is a failure."""
+    if not session.was_up and os.environ.get("LABKIT_BACKEND") != "compose":
+        clusters.end_embedded()
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    doubtful = [report.nodeid for state in ("skipped", "xfailed", "xpassed") for report in reporter.stats.get(state, [])
+                if ".ipynb" in report.nodeid]
+    if doubtful:
+        reporter.write_line(f"cells that were skipped, xfailed or xpassed: {doubtful}", red=True)
+        session.exitstatus = 1
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A lab of the test's own: an empty home with a space in its path, ports apart from the usual ones, embedded.
+    Whatever the test started there is ended."""
+    folder = tmp_path / "a home"
+    settings = {"LABKIT_HOME": str(folder), "LABKIT_PORT": str(free_base()), "LABKIT_BACKEND": "embedded"}
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("NATS_URL", raising=False)
+    yield folder
+    clusters.end_embedded()
+    assert not nodes.strays(folder)
+
+
+def free_base(start=15222):
+    """The first client port from `start` in steps of ten whose nine ports are free."""
+    for base in range(start, 20000, 10):
+        if all(nodes.is_free(base + offset + i) for offset in (0, 2000, 4000) for i in range(3)):
+            return base
+    raise RuntimeError("no nine free ports between 15222 and 24000")
+
+
+@pytest.fixture
+def labkit(own):
+    """Runs `python -m labkit …` in the test's own lab. Returns (exit code, everything printed)."""
+    def run(*arguments, cwd=None, timeout=60, **environment):
+        done = subprocess.run([sys.executable, "-m", "labkit", *arguments], cwd=cwd, timeout=timeout, text=True,
+                              capture_output=True, env={**os.environ, "COLUMNS": "200", **environment})
+        return done.returncode, done.stdout + done.stderr
+    return run
+
+
+@pytest.fixture
+def python(own):
+    """Starts Python in the test's own lab on a piece of source. Returns a Popen with text pipes; killed at the end."""
+    started = []
+
+    def run(source, **environment):
+        started.append(subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True, env={**os.environ, **environment}))
+        return started[-1]
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def server(tmp_path, own):
+    """Starts one plain nats-server (not of the lab) with this configuration; returns its port and process."""
+    import psutil
+    started = []
+
+    def run(config="", port=None, binary=None):
+        port = port or free_base(19222)
+        folder = tmp_path / f"server-{port}"
+        folder.mkdir()
+        (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}")
+        started.append(subprocess.Popen([binary or nodes.server_binary(), "-c", str(folder / "server.conf")],
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder))
+        for _ in range(200):
+            if not nodes.is_free(port):
+                return port, psutil.Process(started[-1].pid)
+            time.sleep(0.01)
+        raise RuntimeError("the server did not start")
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def written(home):
+    """The state file of an embedded cluster as a list of dicts."""
+    return json.loads((home / "cluster.json").read_text())

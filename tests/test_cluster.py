@@ -1,0 +1,154 @@
+"""The embedded cluster: started once, found again, told apart from strangers, ended without a trace."""
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nats
+import psutil
+import pytest
+from conftest import written
+
+from labkit import LabError, nodes
+from labkit import cluster as clusters
+
+
+async def test_a_started_cluster_creates_a_replicated_stream_at_once(own):
+    cluster = await clusters.find_or_start()
+    for url in cluster.servers:
+        client = await nats.connect(url, user="checks", password="lab")
+        await client.jetstream(timeout=2).add_stream(name=f"S{url[-1]}", subjects=[url[-1]], num_replicas=3)
+        await client.close()
+
+
+async def test_every_later_caller_finds_the_same_processes(own, labkit):
+    first = await clusters.find_or_start()
+    again = await clusters.find_or_start()
+    assert [node.server_id for node in first.nodes] == [node.server_id for node in again.nodes]
+    assert labkit("up")[0] == 0
+    assert [node["pid"] for node in written(own)] == [node.pid for node in first.nodes]
+
+
+def test_two_kernels_that_start_at_once_get_one_cluster(own, python):
+    source = ("import asyncio; from labkit import cluster\n"
+              "print(sorted(n.pid for n in asyncio.run(cluster.find_or_start()).nodes))")
+    answers = [process.communicate(timeout=30)[0] for process in [python(source) for _ in range(3)]]
+    assert len(set(answers)) == 1, answers
+    assert len(nodes.strays(own)) == 3
+
+
+def test_the_cluster_outlives_its_starter_and_down_leaves_nothing(own, labkit):
+    before = set(own.parent.rglob("*"))
+    assert labkit("up")[0] == 0
+    assert len(nodes.strays(own)) == 3
+    assert labkit("status")[1].count(" up ") == 3
+    code, said = labkit("down")
+    assert code == 0 and "3 processes ended" in said
+    assert not nodes.strays(own)
+    assert not list(own.glob("run-*"))
+    assert {path for path in own.parent.rglob("*") if own not in path.parents} - before == {own}
+    assert labkit("status")[0] == 1
+
+
+async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
+    first = await clusters.find_or_start()
+    os.kill(first.nodes[1].pid, signal.SIGKILL)
+    again = await clusters.find_or_start()
+    assert [a.pid == b.pid for a, b in zip(first.nodes, again.nodes)] == [True, False, True]
+
+
+async def test_nodes_of_a_lost_state_file_are_found_by_their_store_and_ended(own):
+    await clusters.find_or_start()
+    old = {process.pid for process in nodes.strays(own)}
+    (own / "cluster.json").write_text('[{"name": "n1", "po')  # a run killed while it wrote
+    await clusters.find_or_start()
+    now = {process.pid for process in nodes.strays(own)}
+    assert len(now) == 3 and not now & old
+
+
+async def test_a_pid_that_now_belongs_to_somebody_else_is_neither_trusted_nor_ended(own):
+    await clusters.find_or_start()
+    entries = clusters.written_down()
+    clusters.end_embedded()
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        entries[0].pid = stranger.pid  # the system gave the pid away again
+        assert entries[0].process() is None
+        entries[0].end()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+async def test_a_server_that_took_our_port_is_not_taken_for_ours(own, server):
+    cluster = await clusters.find_or_start()
+    cluster.nodes[0].server_id = "SOMEBODY ELSE"
+    assert not await clusters.is_well(cluster.nodes[0])
+
+
+async def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started(own, server):
+    _, process = server(port=nodes.first_port() + 1)
+    with pytest.raises(LabError) as error:
+        await clusters.find_or_start()
+    said = str(error.value)
+    assert f"Port {nodes.first_port() + 1} (wanted by n2)" in said
+    assert f"nats-server (pid {process.pid})" in said and "LABKIT_PORT=" in said and "NATS_URL=" in said
+    assert not nodes.strays(own)
+
+
+async def test_a_port_taken_by_something_that_is_no_server_is_named_too(own):
+    listener = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", nodes.first_port() + 4000)
+    with pytest.raises(LabError, match=f"python.*pid {os.getpid()}"):
+        await clusters.find_or_start()
+    listener.close()
+
+
+async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_the_rest_is_ended(own, monkeypatch):
+    broken = own.parent / "broken.conf"
+    broken.write_text(nodes.CONFIG.read_text() + "\nno_such_option: 1\n")
+    monkeypatch.setattr(nodes, "CONFIG", broken)
+    began = time.monotonic()
+    with pytest.raises(LabError, match="n1 ended while it started.*no_such_option"):
+        await clusters.find_or_start()
+    assert time.monotonic() - began < 5
+    assert not nodes.strays(own)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare (Linux) to mount a small disk")
+def test_a_full_disk_is_said_before_anything_is_started(own, labkit):
+    own.mkdir()
+    command = f"mount -t tmpfs -o size=1m none '{own}' && '{sys.executable}' -m labkit up"
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", command], capture_output=True, text=True)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"this system lets nobody mount: {done.stderr.strip()}")
+    assert done.returncode == 1
+    assert "1 MiB of disk are free" in done.stdout and "LABKIT_HOME" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_home_that_may_not_be_written_is_said(own, labkit):
+    own.write_text("a file where the folder should be")
+    code, said = labkit("up")
+    assert code == 1 and "may not write to" in said and "Traceback" not in said
+    own.unlink()
+
+
+def test_a_port_that_is_no_number_is_said(labkit):
+    code, said = labkit("up", LABKIT_PORT="abc")
+    assert code == 1 and "LABKIT_PORT is 'abc'" in said and "Traceback" not in said
+
+
+def test_the_state_of_a_killed_run_is_swept_away(own, python, labkit):
+    starter = python("import asyncio; from labkit import cluster\n"
+                     "asyncio.run(cluster.find_or_start()); print('up', flush=True)\nimport time; time.sleep(60)")
+    assert starter.stdout.readline() == "up\n"
+    starter.kill()
+    for process in nodes.strays(own):
+        process.kill()
+    psutil.wait_procs(nodes.strays(own), timeout=3)
+    code, said = labkit("up")
+    assert code == 0, said
+    assert len(list(own.glob("run-*"))) == 1 and len(nodes.strays(own)) == 3

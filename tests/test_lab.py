@@ -1,0 +1,201 @@
+"""Lab.open and what it hands out: a clean slate, errors that do not get lost, an end that proves itself."""
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+
+import nats
+import pytest
+
+from labkit import Lab, LabError
+from labkit import cluster as clusters
+
+
+@pytest.fixture
+async def lab(own):
+    lab = await Lab.open("checks")
+    yield lab
+    await lab._leave()
+
+
+async def test_the_clients_are_plain_nats_py(lab):
+    assert type(lab.nc) is nats.aio.client.Client
+    assert type(lab.js) is nats.js.client.JetStreamContext
+    assert type(await lab.connect(node="n2", name="other")) is nats.aio.client.Client
+
+
+async def test_leftovers_of_an_earlier_run_are_removed_and_said(lab, capsys):
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    again = await Lab.open("checks")  # the setup cell, run once more
+    assert "removed 1 stream(s)" not in capsys.readouterr().out, "the first lab cleans up when it is replaced"
+    assert not len(await again.streams())
+    await again.close()
+
+
+def test_leftovers_of_a_killed_kernel_are_removed(own, python):
+    killed = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
+                    "    lab = await Lab.open('checks')\n"
+                    "    await lab.js.add_stream(name='ORDERS', subjects=['orders.*'], num_replicas=3)\n"
+                    "    print('made', flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())")
+    while (line := killed.stdout.readline()) != "made\n":
+        assert line
+    killed.kill()
+    killed.wait()
+    said = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
+                  "    lab = await Lab.open('checks')\n    print(len(await lab.streams()), 'streams')\n"
+                  "    await lab.close()\nasyncio.run(main())").communicate(timeout=30)[0]
+    assert "removed 1 stream(s) of an earlier run" in said and "0 streams" in said
+
+
+async def test_a_second_kernel_of_the_same_lesson_is_refused_and_another_lesson_is_not(lab, python):
+    source = "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('%s'))"
+    same, other = python(source % "checks"), python(source % "mine")
+    said, _ = await asyncio.to_thread(same.communicate)
+    assert same.returncode == 1 and f"open in another kernel (process {os.getpid()})" in said
+    await asyncio.to_thread(other.communicate)
+    assert other.returncode == 0
+
+
+async def test_accounts_do_not_see_each_other(lab):
+    other = await Lab.open("mine")
+    got = []
+
+    async def note(message):
+        got.append(message.data)
+    for opened in (lab, other):
+        await opened.js.add_stream(name="ORDERS", subjects=["orders.*"])
+    await other.nc.subscribe(">", cb=note)
+    await asyncio.sleep(0)
+    await other.nc.flush()
+    await lab.nc.publish("hello", b"from checks")
+    await other.nc.publish("hello", b"from mine")
+    await lab.until(lambda: b"from mine" in got)
+    assert b"from checks" not in got
+    await other.close()
+    assert list((await lab.streams()).index) == ["ORDERS"]
+
+
+async def test_an_unknown_lesson_is_answered_with_those_there_are(own):
+    with pytest.raises(LabError, match="no lesson 'orders'; wanted: one of start_here"):
+        await Lab.open("orders")
+
+
+async def test_close_proves_that_nothing_is_left_and_may_run_twice(lab, capsys):
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    await lab.connect(name="one more")
+    await lab.close()
+    await lab.close()
+    assert capsys.readouterr().out.endswith("closed: nothing left behind\nalready closed\n")
+    again = await Lab.open("checks")
+    assert not len(await again.streams()) and list((await again.connections())["name"]) == ["checks"]
+    await again.close()
+
+
+async def test_close_names_a_connection_that_the_learner_left_open(lab):
+    mine = await nats.connect(lab.cluster.servers[2], user="checks", password="lab", name="forgotten")
+    with pytest.raises(LabError, match="Left behind by this lesson: connection forgotten to n3"):
+        await lab.close()
+    await mine.close()
+
+
+async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
+    async def callback(message):
+        raise ValueError("in a callback")
+
+    async def background():
+        raise KeyError("in a task")
+    await lab.nc.subscribe("x", cb=callback)
+    await lab.nc.publish("x", b"")
+    kept = asyncio.create_task(background())  # as a notebook keeps it in a variable: asyncio itself would stay silent
+    await lab.until(lambda: kept.done() and lab._net.caught)
+    with pytest.raises(LabError) as error:
+        lab.raise_errors()
+    assert "ValueError: in a callback (in callback" in str(error.value) and "KeyError: 'in a task'" in str(error.value)
+    lab.raise_errors()
+    await lab.close()
+
+
+async def test_an_error_that_was_awaited_is_not_raised_again(lab):
+    async def background():
+        raise KeyError("seen")
+    task = asyncio.create_task(background())
+    with pytest.raises(KeyError):
+        await task
+    lab.raise_errors()
+
+
+async def test_a_failed_task_that_nobody_holds_is_raised_too(lab):
+    async def background():
+        raise KeyError("dropped")
+    asyncio.get_running_loop().create_task(background())
+    await asyncio.sleep(0.01)
+    gc.collect()
+    with pytest.raises(LabError, match="dropped"):
+        await lab.close()
+
+
+async def test_until_returns_the_value_and_accepts_coroutines(lab):
+    async def later():
+        return "value"
+    assert await lab.until(lambda: [1]) == [1]
+    assert await lab.until(later) == "value"
+
+
+async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
+    got = [1, 2]
+    with pytest.raises(LabError, match=r"Waited 0.05 s, in vain, for `len\(got\) >= 3`. Last seen: got = \[1, 2\] \(2 items\)"):
+        await lab.until(lambda: len(got) >= 3, timeout=0.05)
+
+
+async def test_until_ends_although_the_condition_itself_hangs(lab):
+    with pytest.raises((LabError, TimeoutError)):
+        await lab.until(lambda: asyncio.sleep(60), timeout=0.1)
+
+
+async def test_an_unknown_node_is_answered_with_the_known_ones(lab):
+    with pytest.raises(LabError, match="no node 'n4'; known: n1, n2, n3"):
+        await lab.connect(node="n4")
+
+
+async def test_tables_have_a_row_a_thing(lab):
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    await lab.js.add_consumer("ORDERS", durable_name="worker", ack_policy="explicit")
+    table = await lab.nodes()
+    assert list(table.index) == ["n1", "n2", "n3"] and set(table["state"]) == {"up"}
+    assert sorted(table["meta"]) == ["follower", "follower", "leader"]
+    assert (await lab.streams()).loc["ORDERS", "replicas"] == 3
+    assert (await lab.consumers("ORDERS")).loc["worker", "pending"] == 0
+    assert list((await lab.connections())["node"]) == ["n1"]
+
+
+async def test_a_cluster_of_another_version_is_refused_with_the_way_out(own, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
+    with pytest.raises(LabError, match="running cluster is nats-server 2.15.1; the lab wants 9.9.9. .*python -m labkit down"):
+        await Lab.open("checks")
+    assert "checks" not in __import__("labkit.lab", fromlist=["_open"])._open
+
+
+async def test_a_cluster_started_from_another_configuration_is_said(own, monkeypatch):
+    await clusters.find_or_start()
+    monkeypatch.setattr("labkit.nodes.accounts", lambda: ["a_new_lesson"])
+    with pytest.raises(LabError, match="as a_new_lesson.*Authorization Violation.*python -m labkit down"):
+        await Lab.open("a_new_lesson")
+
+
+def test_a_lab_opens_from_any_working_directory(own, tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))"],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "lab open: checks on 3 nodes" in done.stdout
+
+
+def test_an_older_python_is_told_which_one_is_wanted():
+    done = subprocess.run([sys.executable, "-c", "import sys; sys.version_info = (3, 10, 13); import labkit"],
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("labkit needs Python 3.11 or newer; this is 3.10") and "Traceback" not in done.stderr
+
+
+def test_in_a_notebook_an_error_of_the_lab_shows_without_traceback():
+    assert LabError("one line")._render_traceback_() == ["LabError: one line"]
