@@ -74,10 +74,10 @@ def doctor():
     raise typer.Exit(any(finding.state == "bad" for finding in findings))
 
 
-@app.command()
-def lab(browser: Annotated[bool, typer.Option(help="open a browser")] = True,
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open a browser")] = True,
         port: Annotated[int, typer.Option(help="JupyterLab's port (the next free one if it is taken)")] = 8888):
-    """Start the cluster and JupyterLab at the first lesson."""
+    """Start the cluster and JupyterLab at the first lesson. Further options go to JupyterLab."""
     bad = [finding for finding in doctors.examine() if finding.state == "bad"]
     if bad:
         raise LabError("\n".join(f"{finding.text} {finding.fix}" for finding in bad))
@@ -86,7 +86,7 @@ def lab(browser: Annotated[bool, typer.Option(help="open a browser")] = True,
     command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ServerApp.ip=127.0.0.1",
                f"--ServerApp.root_dir={nodes.PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None",
-               *([] if browser else ["--no-browser"]), *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]
+               *([] if browser else ["--no-browser"]), *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), *context.args]
     try:
         raise typer.Exit(subprocess.run(command).returncode)
     except KeyboardInterrupt:

@@ -35,6 +35,7 @@ async def execute(path, refresh=False):
     before = {cell["id"]: (cell.source, cell.outputs) for cell in notebook.cells
               if IGNORED in cell.metadata.get("tags", []) and cell.get("outputs")}
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False,
+                            extra_arguments=["--log-level=ERROR"],  # not its notice about TCP on loopback
                             resources={"metadata": {"path": str(path.parent)}})
     try:
         await client.async_execute()

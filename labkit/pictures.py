@@ -1,17 +1,18 @@
 """The pictures that lessons share. One grammar: the title is the finding; outcome is colour and shape and word;
 lanes for who, time to the right. Each function returns a Picture, which shows itself at the end of a cell."""
 import base64
+import functools
 import io
+import itertools
+import math
 
 import matplotlib
-
-matplotlib.rcParams["figure.max_open_warning"] = 0
-from matplotlib.figure import Figure  # noqa: E402  (not pyplot: no global state, nothing shown twice)
-from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.figure import Figure  # not pyplot: no global state, nothing shown twice
+from matplotlib.lines import Line2D
 
 INK, MUTED, GRID = "#22303c", "#6b7785", "#e4e7eb"
 OUTCOME = {  # Okabe-Ito colours, safe for colour-blind readers; the shape says the same without colour
-    "published": ("#0072B2", "o"), "delivered": ("#56B4E9", "o"), "acked": ("#009E73", "s"),
+    "published": ("#0072B2", "o"), "delivered": ("#56B4E9", "v"), "acked": ("#009E73", "s"),
     "redelivered": ("#E69F00", "^"), "lost": ("#D55E00", "X"), "duplicate": ("#CC79A7", "D")}
 SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
@@ -25,8 +26,7 @@ class Picture:
 
     def __init__(self, figure, alt):
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
         self.png, self.alt = buffer.getvalue(), alt
 
     def _repr_mimebundle_(self, **_):
@@ -39,18 +39,29 @@ class Picture:
 
 def canvas(width, height, **axes):
     """(figure, axes) in the lab's style; width and height in inches, 8 wide is a notebook's width."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot(**axes)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot(**axes)
+
+
+def styled(draw):
+    """Draws in the lab's style and leaves matplotlib's own settings, which are the learner's, alone."""
+    @functools.wraps(draw)
+    def inner(*arguments, **options):
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **options)
+    return inner
 
 
 def legend(ax, outcomes):
     """The outcomes used, in one line above the axes, at the right."""
+    if not outcomes:
+        return
     marks = [Line2D([], [], color=OUTCOME[name][0], marker=OUTCOME[name][1], ls="") for name in outcomes]
     ax.legend(marks, outcomes, ncol=len(outcomes), loc="lower right", bbox_to_anchor=(1, 1), fontsize=9,
               handletextpad=.1, columnspacing=1, borderaxespad=0.2)
 
 
+@styled
 def timeline(log, lanes, title, alt, marks=(), sender=None):
     """Who sent what when, and what became of it.
 
@@ -92,13 +103,16 @@ def timeline(log, lanes, title, alt, marks=(), sender=None):
     return Picture(figure, alt)
 
 
+@styled
 def bars(counts, title, alt, xlabel, expected=None):
     """One bar a name, its count written at its end. counts: {name: number}; expected: a value drawn as a line."""
     figure, ax = canvas(8, .9 + .38 * len(counts))
     names = list(counts)
     ax.barh(names, [counts[name] for name in names], color=SERIES[0], height=.6)
     for name in names:
-        ax.annotate(f" {counts[name]:,}", (counts[name], name), va="center", fontsize=9, color=INK)
+        roomy = counts[name] > max(counts.values()) / 8  # else the number stands behind the bar
+        ax.annotate(f" {counts[name]:,} ", (counts[name], name), va="center", ha="right" if roomy else "left", fontsize=9,
+                    color="white" if roomy else INK, weight="bold")
     if expected is not None:
         ax.axvline(expected, color=INK, lw=1, ls="--")
         ax.annotate(f"{expected:,.0f} each, if shared evenly", (expected, 1), xycoords=("data", "axes fraction"),
@@ -111,6 +125,7 @@ def bars(counts, title, alt, xlabel, expected=None):
     return Picture(figure, alt)
 
 
+@styled
 def ecdf(samples, title, alt, xlabel, limit=None):
     """Share of the samples below each value, on a log axis; one line a name, with p50 and p99 marked and written.
 
@@ -126,8 +141,8 @@ def ecdf(samples, title, alt, xlabel, limit=None):
         ax.plot([p50, p99], [.5, .99], "o", color=SERIES[index], ms=5)
     if limit:
         ax.axvline(limit[0], color=INK, lw=1, ls=":")
-        ax.annotate(limit[1], (limit[0], 0), xycoords=("data", "axes fraction"), xytext=(4, 4),
-                    textcoords="offset points", fontsize=9, color=INK)
+        ax.annotate(limit[1], (limit[0], .25), xycoords=("data", "axes fraction"), xytext=(4, 0), zorder=5,
+                    textcoords="offset points", fontsize=9, color=INK, bbox={"fc": "white", "ec": "none", "pad": 1})
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.grid(axis="x", color=GRID)
@@ -135,32 +150,33 @@ def ecdf(samples, title, alt, xlabel, limit=None):
     ax.set_yticks([0, .5, .99], ["0", "p50", "p99"])
     ax.set_xlabel(xlabel)
     ax.set_title(title)
-    ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=9)
+    if samples:
+        ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=9)
     return Picture(figure, alt)
 
 
+@styled
 def cluster_map(table, title, alt, notes=None):
-    """Three nodes, who is up, who leads. table: as lab.nodes() returns it; notes: {node: text beside it}."""
+    """The nodes, who is up, who leads. table: as lab.nodes() returns it; notes: {node: text beside it}."""
     figure, ax = canvas(6.4, 3.2)
     ax.set_aspect("equal")
     ax.axis("off")
-    at = dict(zip(table.index, [(0, 1), (-1.5, -.7), (1.5, -.7)]))
-    names = list(at)
-    up = {name: table.loc[name, "state"] == "up" for name in names}
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        (x0, y0), (x1, y1) = at[names[a]], at[names[b]]
-        whole = up[names[a]] and up[names[b]]
-        ax.plot([x0, x1], [y0, y1], color=MUTED if whole else OUTCOME["lost"][0], lw=2, ls="-" if whole else ":", zorder=0)
+    turn = 2 * math.pi / max(1, len(table))
+    at = {name: (-1.7 * math.sin(i * turn), 1.15 * math.cos(i * turn)) for i, name in enumerate(table.index)}
+    for a, b in itertools.combinations(at, 2):
+        whole = (table.loc[[a, b], "state"] == "up").all()
+        ax.plot(*zip(at[a], at[b]), color=MUTED if whole else OUTCOME["lost"][0], lw=2, ls="-" if whole else ":", zorder=0)
     for name, (x, y) in at.items():
-        ax.plot(x, y, "o", ms=56, mfc="#d9efe5" if up[name] else "#fbe9d0", mec=INK, mew=1.4)
+        row = table.loc[name]
+        ax.plot(x, y, "o", ms=56, mfc="#d9efe5" if row["state"] == "up" else "#fbe9d0", mec=INK, mew=1.4)
         ax.text(x, y + .1, name, ha="center", va="center", fontsize=12, weight="bold", color=INK)
-        ax.text(x, y - .18, table.loc[name, "state"], ha="center", va="center", fontsize=8, color=INK)
-        leads = table.loc[name, "meta"] == "leader"
-        words = [f":{table.loc[name, 'port']}", *(["★ leads the cluster (meta)"] if leads else []),
+        ax.text(x, y - .2, row["state"], ha="center", va="center", fontsize=8, color=INK)
+        words = [f"port {row['port']}", *(["★ leads the cluster (meta)"] if row["meta"] == "leader" else []),
                  *([notes[name]] if notes and name in notes else [])]
-        side = -1 if x < 0 else 1
-        ax.text(x + side * .62, y, "\n".join(words), ha="right" if side < 0 else "left", va="center", fontsize=9, color=INK)
-    ax.set_xlim(-3.8, 3.8)
-    ax.set_ylim(-1.4, 1.75)
+        side = -1 if x < -.1 else 1
+        ax.text(x + side * .66, y, "\n".join(words), ha="left" if side > 0 else "right", va="center", fontsize=9,
+                color=INK)
+    ax.set_xlim(-3.9, 3.9)
+    ax.set_ylim(-1.3, 1.8)
     ax.set_title(title)
     return Picture(figure, alt)

@@ -47,16 +47,36 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A lab of the test's own: an empty home with a space in its path, ports apart from the usual ones, embedded.
-    Whatever the test started there is ended."""
+    """A lab of the test's own, to break: an empty home with a space in its path, ports apart from the usual ones,
+    embedded. Whatever the test started there is ended."""
     folder = tmp_path / "a home"
-    settings = {"LABKIT_HOME": str(folder), "LABKIT_PORT": str(free_base()), "LABKIT_BACKEND": "embedded"}
-    for key, value in settings.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.delenv("NATS_URL", raising=False)
+    settle(monkeypatch, folder, free_base())
     yield folder
     clusters.end_embedded()
     assert not nodes.strays(folder)
+
+
+@pytest.fixture(scope="session")
+def session_home(tmp_path_factory):
+    folder, base = tmp_path_factory.mktemp("session"), free_base(17222)
+    yield folder, base
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        settle(monkeypatch, folder, base)
+        clusters.end_embedded()
+
+
+@pytest.fixture
+def shared(session_home, monkeypatch):
+    """A lab that all tests share which break no node: its cluster stays up between them."""
+    settle(monkeypatch, *session_home)
+    return session_home[0]
+
+
+def settle(monkeypatch, folder, base):
+    """From here on, this process and those it starts work on the embedded lab of this folder and client port."""
+    for key, value in {"LABKIT_HOME": folder, "LABKIT_PORT": base, "LABKIT_BACKEND": "embedded"}.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.delenv("NATS_URL", raising=False)
 
 
 def free_base(start=15222):
@@ -68,8 +88,8 @@ def free_base(start=15222):
 
 
 @pytest.fixture
-def labkit(own):
-    """Runs `python -m labkit …` in the test's own lab. Returns (exit code, everything printed)."""
+def labkit():
+    """Runs `python -m labkit …` in the lab of the test. Returns (exit code, everything printed)."""
     def run(*arguments, cwd=None, timeout=60, **environment):
         done = subprocess.run([sys.executable, "-m", "labkit", *arguments], cwd=cwd, timeout=timeout, text=True,
                               capture_output=True, env={**os.environ, "COLUMNS": "200", **environment})
@@ -78,8 +98,8 @@ def labkit(own):
 
 
 @pytest.fixture
-def python(own):
-    """Starts Python in the test's own lab on a piece of source. Returns a Popen with text pipes; killed at the end."""
+def python():
+    """Starts Python in the lab of the test, on a piece of source. Returns a Popen with text pipes; killed at the end."""
     started = []
 
     def run(source, **environment):
@@ -93,7 +113,7 @@ def python(own):
 
 
 @pytest.fixture
-def server(tmp_path, own):
+def server(tmp_path):
     """Starts one plain nats-server (not of the lab) with this configuration; returns its port and process."""
     import psutil
     started = []

@@ -12,7 +12,7 @@ from labkit import Lab, LabError
 
 
 @pytest.fixture
-def attach(own, monkeypatch):
+def attach(shared, monkeypatch):
     def to(url, **settings):
         monkeypatch.delenv("LABKIT_BACKEND")
         monkeypatch.setenv("NATS_URL", url)

@@ -13,7 +13,7 @@ from labkit import cluster as clusters
 
 
 @pytest.fixture
-async def lab(own):
+async def lab(shared):
     lab = await Lab.open("checks")
     yield lab
     await lab._leave()
@@ -33,7 +33,7 @@ async def test_leftovers_of_an_earlier_run_are_removed_and_said(lab, capsys):
     await again.close()
 
 
-def test_leftovers_of_a_killed_kernel_are_removed(own, python):
+def test_leftovers_of_a_killed_kernel_are_removed(shared, python):
     killed = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
                     "    lab = await Lab.open('checks')\n"
                     "    await lab.js.add_stream(name='ORDERS', subjects=['orders.*'], num_replicas=3)\n"
@@ -76,7 +76,7 @@ async def test_accounts_do_not_see_each_other(lab):
     assert list((await lab.streams()).index) == ["ORDERS"]
 
 
-async def test_an_unknown_lesson_is_answered_with_those_there_are(own):
+async def test_an_unknown_lesson_is_answered_with_those_there_are(shared):
     with pytest.raises(LabError, match="no lesson 'orders'; wanted: one of start_here"):
         await Lab.open("orders")
 
@@ -169,21 +169,21 @@ async def test_tables_have_a_row_a_thing(lab):
     assert list((await lab.connections())["node"]) == ["n1"]
 
 
-async def test_a_cluster_of_another_version_is_refused_with_the_way_out(own, monkeypatch):
+async def test_a_cluster_of_another_version_is_refused_with_the_way_out(shared, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
     with pytest.raises(LabError, match="running cluster is nats-server 2.15.1; the lab wants 9.9.9. .*python -m labkit down"):
         await Lab.open("checks")
     assert "checks" not in __import__("labkit.lab", fromlist=["_open"])._open
 
 
-async def test_a_cluster_started_from_another_configuration_is_said(own, monkeypatch):
+async def test_a_cluster_started_from_another_configuration_is_said(shared, monkeypatch):
     await clusters.find_or_start()
     monkeypatch.setattr("labkit.nodes.accounts", lambda: ["a_new_lesson"])
     with pytest.raises(LabError, match="as a_new_lesson.*Authorization Violation.*python -m labkit down"):
         await Lab.open("a_new_lesson")
 
 
-def test_a_lab_opens_from_any_working_directory(own, tmp_path):
+def test_a_lab_opens_from_any_working_directory(shared, tmp_path):
     done = subprocess.run([sys.executable, "-c", "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))"],
                           cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

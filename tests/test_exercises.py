@@ -1,0 +1,102 @@
+"""Every exercise, three ways: the stub is not attempted, the solution passes, each wrong answer hears its own words."""
+import importlib
+import re
+
+import nbformat
+import pytest
+
+from labkit import Lab, exercises, notebook
+
+BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebook.find()}
+
+
+def stubs(topic):
+    """{exercise: source of its starter cell}, and the same for the cells that check."""
+    sources = {cell["id"]: cell.source for cell in BOOKS[topic].cells if cell["id"].startswith("ex-")}
+    names = [name.removesuffix("-check").removeprefix("ex-") for name in sources if name.endswith("-check")]
+    return {name: (sources[f"ex-{name}"], sources[f"ex-{name}-check"]) for name in names}
+
+
+def defined(topic):
+    module = importlib.import_module(f"labkit.exercises.{topic}")
+    return {name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)}
+
+
+ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
+WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
+
+
+@pytest.fixture
+async def lab(shared, request):
+    lab = await Lab.open(request.node.callspec.params["topic"])
+    yield lab
+    await lab._leave()
+    assert not lab._net.take(), "an answer left an error behind in a callback or a task"
+
+
+async def answered(lab, name, source):
+    """The verdict on this source, put into the starter cell's place and checked by the notebook's own check cell."""
+    check = stubs(lab.topic)[name][1]
+    variable = re.search(r"\((\w+)\)\s*$", check)[1]
+    scope = await exercises.run_source(source, lab=lab, nc=lab.nc, js=lab.js)
+    return await getattr(lab.exercises, name).verdict(scope.get(variable, scope.get("answer")))
+
+
+@pytest.mark.parametrize("topic", BOOKS)
+def test_notebook_and_module_name_the_same_exercises(topic):
+    assert list(stubs(topic)) == list(defined(topic)) and 2 <= len(stubs(topic)) <= 3
+    for name, (_, check) in stubs(topic).items():
+        assert check.startswith(f"await lab.exercises.{name}(")
+
+
+@pytest.mark.parametrize("topic, name", ALL)
+async def test_the_stub_is_not_attempted(lab, topic, name):
+    assert "not attempted" in await answered(lab, name, stubs(topic)[name][0])
+
+
+@pytest.mark.parametrize("topic, name", ALL)
+async def test_the_solution_passes_twice(lab, topic, name):
+    for _ in range(2):
+        assert await answered(lab, name, defined(topic)[name].source) == f"{name}: passed."
+
+
+@pytest.mark.parametrize("topic, name, mistake", WRONG)
+async def test_a_wrong_answer_hears_its_own_words(lab, topic, name, mistake):
+    source, words = defined(topic)[name].wrong[mistake]
+    verdict = await answered(lab, name, exercises.inspect.cleandoc(source))
+    assert verdict.startswith(f"{name}: not yet. ") and words in verdict, verdict
+
+
+@pytest.mark.parametrize("topic, name", ALL)
+def test_there_is_a_wrong_answer_and_a_way_to_help(topic, name, capsys):
+    item = defined(topic)[name]
+    assert item.wrong and item.hints and item.task
+    for _ in range(len(item.hints) + 1):
+        item.hint()
+    item.solution()
+    shown = capsys.readouterr().out
+    assert f"Hint {len(item.hints)} of {len(item.hints)}: {item.hints[-1]}" in shown and item.source in shown
+
+
+async def test_a_check_that_never_ends_is_ended(monkeypatch):
+    monkeypatch.setattr(exercises, "LIMIT", 0.05)
+
+    async def patient(lab, answer):
+        "Wait."
+        await exercises.asyncio.sleep(60)
+    exercise = exercises.Exercise(patient, [], "", {}).bind(None)
+    assert "did not end within 0.05 s" in await exercise.verdict(1)
+
+
+async def test_a_coroutine_in_place_of_a_function_is_told_apart():
+    async def check(lab, answer):
+        "Anything."
+    exercise = exercises.Exercise(check, [], "", {}).bind(None)
+    assert "without calling it" in await exercise.verdict(check(None, None))
+
+
+@pytest.mark.parametrize("source, expected", [
+    ("answer = ...", True), ("async def answer(nc):\n    ...", True), ("def answer(a, b=1):\n    'what to do'\n    ...", True),
+    ("async def answer(nc):\n    await nc.flush()", False), ("answer = None", False), ("async def answer():\n    return 1", False)])
+async def test_only_the_untouched_stub_is_not_attempted(source, expected):
+    assert exercises.untouched((await exercises.run_source(source))["answer"]) is expected

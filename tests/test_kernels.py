@@ -1,0 +1,51 @@
+"""Notebooks as people run them: all of them at once on one cluster, each twice in one kernel, with nothing left."""
+import asyncio
+import os
+import tempfile
+
+import nats
+import nbformat
+import psutil
+from nbclient import NotebookClient
+
+from labkit import cluster as clusters
+from labkit import nodes, notebook, tables
+
+
+async def twice_in_one_kernel(path, folder):
+    book = nbformat.read(path, 4)
+    # another working directory than the notebook's own: labkit is installed, not found by its path
+    client = NotebookClient(book, timeout=90, kernel_name="python3", resources={"metadata": {"path": folder}},
+                            extra_arguments=["--log-level=ERROR"])
+    async with client.async_setup_kernel():
+        for _ in range(2):
+            for index, cell in enumerate(book.cells):
+                await client.async_execute_cell(cell, index)
+        stderr = [o.text for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        assert not stderr, (path.name, stderr)
+
+
+async def leftovers(cluster):
+    """Streams and connections in the accounts of all lessons: [(account, what)]."""
+    found = []
+    for account in nodes.accounts() + ["sandbox"]:
+        client = await nats.connect(cluster.servers, user=account, password="lab", name="looking round")
+        found += [(account, info.config.name) for info in await client.jetstream(timeout=3).streams_info()]
+        await client.close()
+        table = await tables.connections(cluster, account)
+        found += [(account, name) for name in table["name"] if name != "looking round"]
+    return found
+
+
+async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing():
+    cluster = await clusters.find_or_start()
+    before = {process.pid for process in nodes.strays(nodes.home())}
+    processes = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
+    with tempfile.TemporaryDirectory() as folder:
+        await asyncio.gather(*(twice_in_one_kernel(path, folder) for path in notebook.find()))
+        assert os.listdir(folder) == []
+    assert {process.pid for process in nodes.strays(nodes.home())} == before
+    assert await leftovers(cluster) == []
+    left = {process for process in psutil.Process(os.getpid()).children(recursive=True)
+            if process.pid not in processes | before and process.status() != "zombie"}
+    assert not left, left

@@ -1,0 +1,129 @@
+"""Guards over the notebooks: what nbval itself does not see, and the anatomy that every lesson keeps."""
+import json
+import re
+
+import nbformat
+import pytest
+
+from labkit import nodes, notebook
+
+LESSONS = notebook.find()
+BOOKS = {path.name: nbformat.read(path, 4) for path in LESSONS}
+TAGS = {"nbval-ignore-output"}  # no cell is skipped, none may raise
+HEADINGS = ["What can go wrong", "Situation and behaviour", "Exercises", "Recap", "Try next", "Close"]
+
+every = pytest.mark.parametrize("name", BOOKS)
+
+
+def cells(name, kind):
+    return [cell for cell in BOOKS[name].cells if cell.cell_type == kind]
+
+
+def text(name):
+    return "\n".join(cell.source for cell in cells(name, "markdown"))
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+@every
+def test_it_is_written_as_the_command_writes_it(name):
+    stored = (notebook.FOLDER / name).read_text(encoding="utf-8")
+    assert stored == nbformat.writes(notebook.normalise(nbformat.reads(stored, 4))) + "\n"
+
+
+@every
+def test_every_cell_was_executed_and_none_left_an_error_or_a_warning(name):
+    for cell in cells(name, "code"):
+        assert cell.execution_count, cell["id"]
+        for output in cell.outputs:
+            assert output.output_type != "error", cell["id"]
+            assert output.get("name") != "stderr", cell["id"]
+            assert "Traceback" not in json.dumps(output), cell["id"]
+
+
+@every
+def test_cells_have_telling_ids_and_only_known_tags(name):
+    ids = [cell["id"] for cell in BOOKS[name].cells]
+    assert len(ids) == len(set(ids))
+    for cell in BOOKS[name].cells:
+        assert re.fullmatch(r"[a-z][a-z0-9_-]+", cell["id"]) and not re.fullmatch(r"[0-9a-f-]{8,}", cell["id"]), cell["id"]
+        assert tags(cell) <= TAGS, cell["id"]
+
+
+@every
+def test_cells_are_short_await_and_do_no_shell(name):
+    for cell in cells(name, "code"):
+        assert cell.source.strip(), f"{cell['id']} is empty"
+        assert cell.source.count("\n") < 20 or cell["id"] == "script", f"{cell['id']} is longer than 20 lines"
+        assert not re.search(r"^\s*[!%]|time\.sleep|NBVAL_", cell.source, re.M), cell["id"]
+        assert "asyncio.run(" not in cell.source or name.startswith("00"), cell["id"]
+
+
+@every
+def test_ignored_output_still_states_a_truth(name):
+    for cell in cells(name, "code"):
+        if tags(cell) and cell["id"] != "setup":
+            assert "assert " in cell.source, f"{cell['id']}: its output is not compared, so an assert must hold"
+
+
+@every
+def test_every_picture_has_words(name):
+    for cell in cells(name, "code"):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert output.data["text/plain"].startswith("Picture: "), cell["id"]
+                assert len(output.metadata["image/png"]["alt"]) > 30, cell["id"]
+    for alt in re.findall(r"!\[(.*?)\]\(", text(name)):
+        assert len(alt) > 30, "an image without words"
+
+
+@every
+def test_no_path_of_a_machine_and_no_false_promise(name):
+    whole = json.dumps(BOOKS[name])
+    assert not re.search(r"/(root|home|tmp|work|Users)/[\w.]", whole)
+    assert not re.search(r"exactly[- ]once[- ]delivery", whole, re.I)
+
+
+@every
+def test_the_anatomy(name):
+    book, words = BOOKS[name], text(name)
+    assert 25 <= len(book.cells) <= 50
+    assert [c["id"] for c in book.cells[:3]] == ["title", "box", "goals"]
+    assert book.cells[0].source.startswith(f"# {name[:2]}. ")
+    assert len(re.findall(r"^# ", words, re.M)) == 1, "one H1"
+    for word in ("**Time**", "**Level**", "**Needs**", "**Uses**"):
+        assert word in book.cells[1].source
+    goals = re.findall(r"^- ", book.cells[2].source, re.M)
+    assert "**By the end you can**" in book.cells[2].source and 3 <= len(goals) <= 5
+    headings = re.findall(r"^## (.+)$", words, re.M)
+    assert headings[-len(HEADINGS):] == HEADINGS
+    assert 2 <= len([h for h in headings if re.match(r"\d\. ", h)]) <= 6
+    assert words.count("**Predict.**") >= 2 and words.count("**What happened.**") >= 2
+    assert "<details>" in words and "https://docs.nats.io" in words
+    levels = [len(mark) for mark in re.findall(r"^(#+) ", words, re.M)]
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:])), "a heading level is left out"
+    code = cells(name, "code")
+    assert code[0]["id"] == "setup" and "Lab.open(" in code[0].source
+    assert code[-1].source == "await lab.close()"
+
+
+@every
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+)", text(name)):
+        if not target.startswith("https://"):
+            assert (notebook.FOLDER / target).exists(), target
+
+
+def test_readme_lists_every_lesson_and_no_other():
+    readme = (nodes.PROJECT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\(notebooks/([\w.]+\.ipynb)\)", readme) == list(BOOKS)
+
+
+def test_every_lesson_has_its_account_and_its_exercises():
+    for name in BOOKS:
+        topic = name[3:].removesuffix(".ipynb")
+        assert topic in nodes.accounts()
+        assert f'Lab.open("{topic}")' in cells(name, "code")[0].source
+        assert (nodes.PROJECT / "labkit" / "exercises" / f"{topic}.py").exists()
