@@ -62,8 +62,17 @@ async def find_compose():
 
 async def start_compose(say=lambda text: None):
     """Brings the containers up and waits until an R3 stream can be created. Returns a Cluster; raises LabError."""
+    for port in (4222, 4223, 4224, 8222, 8223, 8224):
+        who = nodes.holder(port)
+        if who and "docker" not in who:  # docker's own proxy: containers that are up in part
+            raise LabError(f"Port {port} is held by {who}, and the containers want it. If it is the lab's embedded "
+                           "cluster, end it: LABKIT_BACKEND=embedded python -m labkit down")
     say("starting three containers")
-    await asyncio.to_thread(compose.run, "up", "-d")
+    try:
+        await asyncio.to_thread(compose.run, "up", "-d")
+    except LabError:
+        await asyncio.to_thread(compose.run, "down", "-v")
+        raise
     for _ in range(300):
         cluster = await find_compose()
         told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))

@@ -15,8 +15,8 @@ async def _server_knows(client):
 
 
 @exercise(
-    hints=["Nothing reaches the caller unless you respond. Which two lines of your handler can raise, for which requests?",
-           "Put all of it into one try. `except Exception as error:` covers an unknown item, no JSON, and JSON that is no object.",
+    hints=["Nothing reaches the caller unless you respond. Which lines of your handler can raise, and for which requests?",
+           "Put all of it into one try. `except Exception as error:` covers an unknown item, no JSON, and no object.",
            'In the except: `await msg.respond(json.dumps({"error": repr(error)}).encode())`.'],
     solution='''
         import json
@@ -28,8 +28,6 @@ async def _server_knows(client):
             except Exception as error:
                 answer = {"error": repr(error)}
             await msg.respond(json.dumps(answer).encode())
-
-        answer = prices
         ''',
     wrong={
         "no except at all": ('''
@@ -72,7 +70,7 @@ async def answers_errors(lab, answer):
             try:
                 reply = await client.request("exercise.prices", body, timeout=2)
             except TimeoutError:
-                why = f"in the handler: {type(raised[0]).__name__}: {raised[0]}" if raised else "the handler sent nothing"
+                why = f"in the handler: {type(raised[0]).__name__}: {raised[0]}" if raised else "it sent nothing"
                 want = 'a reply with {"error": "…"}' if wanted == "error" else f'the reply {{"price": {wanted}}}'
                 raise NotYet(f"The request {body!r} got no answer within 2 s; {why}. Wanted: {want}.") from None
             try:
@@ -81,7 +79,8 @@ async def answers_errors(lab, answer):
                 said = None
             said = said if isinstance(said, dict) else {}
             if wanted == "error" and not said.get("error"):
-                raise NotYet(f'The request {body!r} was answered by {reply.data!r}. Wanted: a JSON object with the key "error".')
+                raise NotYet(f'The request {body!r} was answered by {reply.data!r}. '
+                             'Wanted: a JSON object with the key "error".')
             if wanted != "error" and (said.get("price") != wanted or "error" in said):
                 raise NotYet(f'The request {body!r} was answered by {reply.data!r}. Wanted: {{"price": {wanted}}}.')
     finally:
@@ -140,9 +139,9 @@ async def answer(nc, subject, data, deadline):
 
 @exercise(
     hints=["Which of the two errors says that nobody got the request? Catch that one only.",
-           "Note the end of the call first: `end = time.monotonic() + deadline`. Each request may wait for what is left until then.",
-           "After `NoRespondersError`: raise it if the next attempt would start after `end`; otherwise sleep (a growing, random "
-           "pause) and go round again. Let TimeoutError pass."],
+           "Note the end of the call first: `end = time.monotonic() + deadline`. A request may wait for what is left.",
+           "After NoRespondersError: raise it if the next attempt would start after `end`; otherwise sleep for a growing, "
+           + "random pause and go round again. Let TimeoutError pass."],
     solution='''
         import asyncio, random, time
         from nats.errors import NoRespondersError
@@ -159,12 +158,10 @@ async def answer(nc, subject, data, deadline):
                         raise
                     await asyncio.sleep(wait)
                     pause = min(2 * pause, 0.3)
-
-        answer = patient
         ''',
     wrong={"the guide's helper": (_GUIDE, "gave up with NoRespondersError after 0."),
-           "retries both errors": (_BOTH, "The handler ran 3 times"),
-           "nats-py's timeout of 0.5 s instead of the deadline": (_SHORT, "raised TimeoutError after 0.5 s"),
+           "retries both errors": (_BOTH, "times for one call to a service that needs 1 s"),
+           "nats-py's timeout of 0.5 s instead of the deadline": (_SHORT, "the call raised TimeoutError after 0."),
            "no pause": (_HOT, "pause between attempts"),
            "no end": (_FOREVER, "had not ended after")})
 async def patient_call(lab, answer):
@@ -175,7 +172,7 @@ async def patient_call(lab, answer):
     async def try_it(subject, deadline, grace=2):
         start, sent = time.monotonic(), caller.stats["out_msgs"]
         try:
-            said = await asyncio.wait_for(asyncio.ensure_future(answer(caller, subject, b"?", deadline)), deadline + grace)
+            said = await asyncio.wait_for(answer(caller, subject, b"?", deadline), deadline + grace)
         except Exception as error:
             said = error
         return said, time.monotonic() - start, caller.stats["out_msgs"] - sent
@@ -186,8 +183,11 @@ async def patient_call(lab, answer):
 
     async def slow(msg):
         runs.append(msg)
-        tasks.append(asyncio.create_task(asyncio.sleep(1)))
-        tasks[-1].add_done_callback(lambda _: tasks.append(asyncio.create_task(msg.respond(b"slow, but done"))))
+        tasks.append(asyncio.create_task(later(msg)))
+
+    async def later(msg):
+        await asyncio.sleep(1)
+        await msg.respond(b"slow, but done")
 
     async def open_late():
         await asyncio.sleep(0.4)
@@ -197,8 +197,8 @@ async def patient_call(lab, answer):
         tasks.append(asyncio.create_task(open_late()))
         said, took, _ = await try_it("exercise.late", 3)
         if isinstance(said, NoRespondersError):
-            raise NotYet(f"The call gave up with NoRespondersError after {took:.2f} s; its deadline was 3 s, and the service "
-                         "appeared after 0.4 s. Wanted: b'late, but here'.")
+            raise NotYet(f"The call gave up with NoRespondersError after {took:.2f} s; its deadline was 3 s, and the "
+                         "service appeared after 0.4 s. Wanted: b'late, but here'.")
         _same(said, b"late, but here", "A service appeared after 0.4 s, the deadline was 3 s", took)
         runs.clear()
         await service.subscribe("exercise.slow", cb=slow)
@@ -210,8 +210,8 @@ async def patient_call(lab, answer):
         _same(said, b"slow, but done", "The service needed 1 s, the deadline was 3 s", took)
         said, took, sent = await try_it("exercise.nobody", 0.8)
         if sent > 60:
-            raise NotYet(f"Nobody was there, and the call sent {sent} requests in {took:.1f} s. Wanted: a pause between attempts, "
-                         "60 requests at the most.")
+            raise NotYet(f"Nobody was there, and the call sent {sent} requests in {took:.1f} s. "
+                         "Wanted: a pause between attempts, 60 requests at the most.")
         if type(said) is TimeoutError and took > 2.5:
             raise NotYet(f"Nobody was there, the deadline was 0.8 s, and the call had not ended after {took:.1f} s. "
                          "Wanted: NoRespondersError by then.")
@@ -220,7 +220,7 @@ async def patient_call(lab, answer):
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(caller.close(), service.close())
+        await asyncio.gather(*tasks, caller.close(), service.close(), return_exceptions=True)
 
 
 def _same(said, wanted, situation, took):
