@@ -1,5 +1,6 @@
 """Executes a notebook and writes it in one stable form, so that it is committed with results and its diff is readable."""
 import asyncio
+import base64
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ from labkit.nodes import PROJECT
 FOLDER = PROJECT / "notebooks"
 KEPT = {"tags", "jupyter"}  # cell metadata that stays
 IGNORED = "nbval-ignore-output"
+README_PICTURE = ("01_core_nats.ipynb", "late-subscriber", FOLDER / "timeline.png")  # notebook, cell, copy for the README
 
 
 def find(names=()):
@@ -88,6 +90,12 @@ def without_ignored(text):
     return nbformat.writes(notebook)
 
 
+def png_of(path, cell_id):
+    """The picture that this cell of the notebook shows (bytes)."""
+    cell = next(cell for cell in nbformat.read(path, 4).cells if cell["id"] == cell_id)
+    return base64.b64decode(next(output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})))
+
+
 def execute_all(paths, check=False, refresh=False, say=print):
     """Executes notebooks one after the other and writes them (unless `check`). Returns the names of those whose
     compared content changed."""
@@ -98,5 +106,7 @@ def execute_all(paths, check=False, refresh=False, say=print):
             changed.append(path.name)
         if not check and old != new:
             path.write_text(new, encoding="utf-8")
+            if path.name == README_PICTURE[0]:
+                README_PICTURE[2].write_bytes(png_of(path, README_PICTURE[1]))
         say(f"{path.name}: {'changed' if path.name in changed else 'as committed' if check else 'done'}")
     return changed

@@ -9,6 +9,7 @@ import math
 import matplotlib
 from matplotlib.figure import Figure  # not pyplot: no global state, nothing shown twice
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, GRID = "#22303c", "#6b7785", "#e4e7eb"
 OUTCOME = {  # Okabe-Ito colours, safe for colour-blind readers; the shape says the same without colour
@@ -38,7 +39,7 @@ class Picture:
 
 
 def canvas(width, height, **axes):
-    """(figure, axes) in the lab's style; width and height in inches, 8 wide is a notebook's width."""
+    """(figure, axes), for use in a function that is @styled; width and height in inches, 8 wide is a notebook's width."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot(**axes)
 
@@ -120,6 +121,7 @@ def bars(counts, title, alt, xlabel, expected=None):
     ax.set_xlim(0, max([*counts.values(), expected or 0, 1]) * 1.12)
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(xlabel)
     ax.set_title(title, pad=20 if expected is not None else 8)
     return Picture(figure, alt)
@@ -151,7 +153,7 @@ def ecdf(samples, title, alt, xlabel, limit=None):
     ax.set_xlabel(xlabel)
     ax.set_title(title)
     if samples:
-        ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=9)
+        figure.legend(loc="outside lower center", ncol=2, fontsize=9)
     return Picture(figure, alt)
 
 

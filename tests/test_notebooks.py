@@ -121,6 +121,12 @@ def test_readme_lists_every_lesson_and_no_other():
     assert re.findall(r"\(notebooks/([\w.]+\.ipynb)\)", readme) == list(BOOKS)
 
 
+def test_the_readme_shows_the_picture_that_the_lesson_drew():
+    lesson, cell, copy = notebook.README_PICTURE
+    assert copy.read_bytes() == notebook.png_of(notebook.FOLDER / lesson, cell)
+    assert f"(notebooks/{copy.name})" in (nodes.PROJECT / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_lesson_has_its_account_and_its_exercises():
     for name in BOOKS:
         topic = name[3:].removesuffix(".ipynb")
