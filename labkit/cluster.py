@@ -62,6 +62,7 @@ async def find_compose():
 
 async def start_compose(say=lambda text: None):
     """Brings the containers up and waits until an R3 stream can be created. Returns a Cluster; raises LabError."""
+    await asyncio.to_thread(compose.run, "ps")  # is there a Docker to ask at all?
     for port in (4222, 4223, 4224, 8222, 8223, 8224):
         who = nodes.holder(port)
         if who and "docker" not in who:  # docker's own proxy: containers that are up in part

@@ -39,7 +39,7 @@ def pytest_sessionfinish(session):
         clusters.end_embedded()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     doubtful = [report.nodeid for state in ("skipped", "xfailed", "xpassed") for report in reporter.stats.get(state, [])
-                if ".ipynb" in report.nodeid]
+                if report.nodeid.split("::")[0].endswith(".ipynb")]
     if doubtful:
         reporter.write_line(f"cells that were skipped, xfailed or xpassed: {doubtful}", red=True)
         session.exitstatus = 1

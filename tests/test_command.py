@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import nodes
+from labkit import LabError, nodes, notebook
 
 
 def test_doctor_finds_nothing_wrong_here_and_says_what_it_looked_at(own, labkit):
@@ -112,12 +112,23 @@ def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
     path = tmp_path / "mine.ipynb"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="sum")])
     nbformat.write(book, path)
-    assert labkit("execute", "--check", str(path))[0] == 1
+    assert notebook.execute_all([path], check=True) == [path.name]
     assert labkit("execute", str(path))[0] == 0
     assert nbformat.read(path, 4).cells[0].outputs[0].data["text/plain"] == "2"
     stored = path.read_text()
-    assert labkit("execute", "--check", str(path)) == (0, f"{path.name}: as committed\n")
+    assert notebook.execute_all([path], check=True) == []
     assert path.read_text() == stored
+
+
+def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_path):
+    path = tmp_path / "mine.ipynb"
+    cell = nbformat.v4.new_code_cell("import time; time.time_ns()", id="now", metadata={"tags": [notebook.IGNORED]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    contents = []
+    for refresh in (False, False, True):
+        notebook.execute_all([path], refresh=refresh)
+        contents.append(path.read_text())
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_path):
@@ -127,7 +138,8 @@ def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_p
     code, said = labkit("execute", str(path))
     assert code == 1 and "broken.ipynb does not run" in said and "ZeroDivisionError" in said
     assert path.read_text() == before
-    assert "No notebook '77'; wanted" in labkit("execute", "77")[1]
+    with pytest.raises(LabError, match="No notebook '77'; wanted"):
+        notebook.find(["77"])
 
 
 def test_the_versions_agree_everywhere():
