@@ -15,6 +15,7 @@ from labkit import compose, nodes
 from labkit import doctor as doctors
 from labkit.errors import LabError
 
+JUPYTER = nodes.CONFIG.with_name("jupyter")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="NATS Lab: a three-node cluster to learn on.")
 console = Console(highlight=False, soft_wrap=True)
@@ -85,10 +86,12 @@ def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open
     console.print("JupyterLab starts; end it with Ctrl-C. The cluster stays up until: python -m labkit down")
     command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ServerApp.ip=127.0.0.1",
                f"--ServerApp.root_dir={nodes.PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                *([] if browser else ["--no-browser"]), *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), *context.args]
+    # The lab's defaults for JupyterLab (no question about news over the lesson); a user's own settings win over them.
+    config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), str(JUPYTER)]))
     try:
-        raise typer.Exit(subprocess.run(command).returncode)
+        raise typer.Exit(subprocess.run(command, env={**os.environ, "JUPYTER_CONFIG_PATH": config}).returncode)
     except KeyboardInterrupt:
         pass
 

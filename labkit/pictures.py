@@ -41,6 +41,7 @@ class Picture:
 def canvas(width, height, **axes):
     """(figure, axes), for use in a function that is @styled; width and height in inches, 8 wide is a notebook's width."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=.08, h_pad=.1)
     return figure, figure.add_subplot(**axes)
 
 
