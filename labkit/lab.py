@@ -9,7 +9,7 @@ import time
 from filelock import FileLock, Timeout
 
 from labkit import cluster as clusters
-from labkit import nodes, slate, tables
+from labkit import nodes, settle, slate, tables
 from labkit.client import connect
 from labkit.errors import ErrorNet, LabError, describe
 from labkit.exercises import book
@@ -102,6 +102,13 @@ class Lab:
             if time.monotonic() >= end:
                 raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
             await asyncio.sleep(0.01)
+
+    async def settled(self, stream):
+        """Waits until the nodes of all clients of this lesson know the leaders of the stream and of its pull consumers.
+        Just after their creation a node may answer 503 for some milliseconds: see settle.py."""
+        for client in self.clients:
+            if client.is_connected:
+                await settle.settled(client, stream)
 
     def raise_errors(self):
         """Raises LabError if callbacks or background tasks of this lesson failed since the last call; says which."""

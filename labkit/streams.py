@@ -1,0 +1,164 @@
+"""Pictures of JetStream: a stream as a log with cursors, deliveries as bars in a worker's hands, depth over time."""
+import asyncio
+import contextlib
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from labkit.pictures import GRID, INK, MUTED, OUTCOME, SERIES, Picture, canvas, styled
+
+ENDING = {  # how a message leaves a worker's hands: colour, shape, word
+    "acked": OUTCOME["acked"], "nak": OUTCOME["redelivered"], "term": OUTCOME["lost"], "expired": OUTCOME["duplicate"],
+    "in progress": ("#0072B2", "|")}
+SHADES = ["#cfe3f1", "#d9efe5", "#fbe9d0", "#eddbe6"]  # one a worker, told apart by the name in the bar as well
+
+
+@styled
+def gantt(log, title, alt, notes=()):
+    """Each delivery as a bar, from the moment a worker got the message to the moment it was out of its hands.
+
+    log: a Recorder with "delivered" events (fields msg and worker) and, for each, one that ends it: "acked", "nak",
+         "term" or "expired" (same msg and worker). "in progress" marks a heartbeat in between. A bar without an end
+         reaches to the right edge and fades.
+    notes: (seconds, msg, text) written beside a bar.
+    """
+    given = log.all("delivered")
+    rows = {msg: row for row, msg in enumerate(dict.fromkeys(e["msg"] for e in given))}
+    workers = list(dict.fromkeys(e["worker"] for e in given))
+    start = min((e["at"] for e in given), default=0)
+    last = max((e["at"] for e in log.events if e["event"] in (*ENDING, "delivered")), default=start) - start
+    width = max(last * 1.12, .1)
+    figure, ax = canvas(8, 1.2 + .42 * len(rows))
+    for place, e in enumerate(given):
+        begin, row = e["at"] - start, rows[e["msg"]]
+        later = [d["at"] for d in given[place + 1:] if (d["msg"], d["worker"]) == (e["msg"], e["worker"])]
+        own = [x for x in log.events if x["event"] in ENDING and (x["msg"], x["worker"]) == (e["msg"], e["worker"])
+               and e["at"] <= x["at"] <= min(later, default=float("inf"))]
+        over = next((x for x in own if x["event"] != "in progress"), None)
+        end = over["at"] - start if over else width
+        ax.barh(row, max(end - begin, width / 300), left=begin, height=.56, color=SHADES[workers.index(e["worker"]) % 4],
+                edgecolor=MUTED, lw=.8, alpha=1 if over else .5)
+        ax.annotate(f" {e['worker']}", (begin, row), va="center", fontsize=9, color=INK, clip_on=True)
+        for x in own[:own.index(over) + 1] if over else own:
+            colour, shape = ENDING[x["event"]]
+            ax.plot(x["at"] - start, row, shape, color=colour, ms=12 if shape == "|" else 8, mew=2 if shape == "|" else 1)
+    for at, msg, text in notes:
+        ax.annotate(text, (at - start, rows[msg]), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+    ax.set_yticks(range(len(rows)), [f"message {msg}" for msg in rows])
+    ax.set_xlim(0, width)
+    ax.set_ylim(len(rows) - .4, -.6)
+    ax.grid(axis="x", color=GRID)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("seconds since the first delivery")
+    ax.set_title(title, pad=20)
+    words_above(ax, [name for name in ENDING if log.count(name)], ENDING)
+    return Picture(figure, alt)
+
+
+def words_above(ax, names, looks):
+    """A legend in one line above the axes, at the right: names with their colour and shape."""
+    if names:
+        ax.legend([Line2D([], [], color=looks[n][0], marker=looks[n][1], ls="") for n in names], names, ncol=len(names),
+                  loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, handletextpad=.1, columnspacing=1, borderaxespad=.2)
+
+
+@styled
+def stream_log(messages, cursors, title, alt):
+    """A stream as a row of boxes, one a stored message, and below it a line for each consumer.
+
+    messages: {sequence: label}; cursors: {consumer: (delivered, ack floor)}, stream sequences as in lab.consumers().
+    A triangle stands at the last sequence delivered, a square at the ack floor (all up to it are acked).
+    """
+    first, last = min(messages, default=1), max(messages, default=1)
+    figure, ax = canvas(8, 1.3 + .42 * len(cursors))
+    for sequence, label in messages.items():
+        ax.add_patch(Rectangle((sequence - .45, -.4), .9, .8, facecolor=SHADES[0], edgecolor=INK, lw=.8))
+        ax.annotate(f"{sequence}\n{label}", (sequence, 0), ha="center", va="center", fontsize=8, color=INK)
+    for row, (name, (delivered, floor)) in enumerate(cursors.items(), start=1):
+        ax.plot([first - .45, max(delivered, first - .45)], [-row, -row], color=SERIES[0], lw=3, alpha=.3, zorder=0)
+        if floor >= first:
+            ax.plot(floor, -row, OUTCOME["acked"][1], color=OUTCOME["acked"][0], ms=9)
+        if delivered >= first:
+            ax.plot(delivered + (.15 if delivered == floor else 0), -row, "<", color=OUTCOME["published"][0], ms=9)
+    ax.set_xlim(first - .6, last + .6)
+    ax.set_ylim(-len(cursors) - .6, .6)
+    ax.set_yticks([0, *(-row for row in range(1, len(cursors) + 1))], ["stream", *cursors])
+    ax.set_xticks([])
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_title(title, pad=20)
+    words_above(ax, ["delivered up to here", "acked up to here"],
+                {"delivered up to here": (OUTCOME["published"][0], "<"), "acked up to here": OUTCOME["acked"]})
+    return Picture(figure, alt)
+
+
+@contextlib.asynccontextmanager
+async def sampling(js, log, *names, every=0.02):
+    """While the block runs, notes how many messages each stream holds: log("depth", stream=name, messages=n), `every`
+    so many seconds and once more at the end."""
+    async def look():
+        for name in names:
+            log("depth", stream=name, messages=(await js.stream_info(name)).state.messages)
+
+    async def go_on():
+        while True:
+            await look()
+            await asyncio.sleep(every)
+    task = asyncio.create_task(go_on())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await look()
+
+
+@styled
+def depths(log, names, title, alt, marks=("published", "acked")):
+    """Messages in each stream over time, one chart above the other on one time axis.
+
+    log: a Recorder with "depth" events (see sampling) and events to mark (those in `marks`), with a field `stream`.
+    """
+    figure, _ = canvas(8, .7 + 1.15 * len(names))
+    figure.clear()
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, name in zip(axes, names):
+        seen = log.all("depth", stream=name)
+        ax.step([e["at"] for e in seen], [e["messages"] for e in seen], where="post", color=SERIES[0], lw=1.8)
+        top = max([e["messages"] for e in seen] + [1])
+        for event in marks:
+            colour, shape = {**OUTCOME, **ENDING}[event]
+            at = [e["at"] for e in log.all(event, stream=name)]
+            ax.plot(at, [top * (1.25 if event == marks[0] else 1.5)] * len(at), shape, color=colour, ms=6)
+        ax.set_ylim(0, top * 1.7)
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.grid(axis="y", color=GRID)
+    axes[-1].set_xlabel("seconds since start")
+    axes[0].set_title(title, pad=20)
+    words_above(axes[0], marks, {**OUTCOME, **ENDING})
+    return Picture(figure, alt)
+
+
+@styled
+def attempts(log, window, title, alt):
+    """Publish attempts on a time axis, a line for each message id; the deduplication window shaded behind each stored one.
+
+    log: a Recorder with "stored" and "refused" events, field `id`; window: seconds.
+    """
+    looks = {"stored": OUTCOME["acked"], "refused": OUTCOME["duplicate"]}
+    tries = log.all("stored") + log.all("refused")
+    rows = {name: row for row, name in enumerate(dict.fromkeys(e["id"] for e in log.events if e in tries))}
+    figure, ax = canvas(8, 1.1 + .5 * len(rows))
+    for e in tries:
+        if e["event"] == "stored":
+            ax.barh(rows[e["id"]], window, left=e["at"], height=.6, color=SHADES[2], zorder=0)
+        colour, shape = looks[e["event"]]
+        ax.plot(e["at"], rows[e["id"]], shape, color=colour, ms=8)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - .4, -.6)
+    ax.margins(x=.03)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(f"seconds since start (shaded: the window of {window:g} s)")
+    ax.set_title(title, pad=20)
+    words_above(ax, list(looks), looks)
+    return Picture(figure, alt)
