@@ -102,7 +102,8 @@ def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbe
             refresh: Annotated[bool, typer.Option("--refresh", help="also renew times and pictures")] = False):
     """Execute notebooks and write them in the form in which they are committed."""
     from labkit import notebook
-    changed = notebook.execute_all(notebook.find(notebooks or ()), check, refresh, console.print)
+    with console.status("executing notebooks …"):
+        changed = notebook.execute_all(notebook.find(notebooks or ()), check, refresh, console.print)
     raise typer.Exit(bool(check and changed))
 
 

@@ -1,5 +1,6 @@
 """What a lesson opens and closes: a cluster that is ready, a client on the lesson's own account, a clean slate."""
 import asyncio
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
@@ -116,7 +117,7 @@ class Lab:
         if found:
             lines = "\n".join(f"  - {describe(error)}" for error in found[:10])
             more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""
-            raise LabError(f"{len(found)} error(s) in callbacks or background tasks:\n{lines}{more}") from found[0]
+            raise LabError(f"{len(found)} error{'s' if len(found) > 1 else ''} in callbacks or background tasks:\n{lines}{more}") from found[0]
 
     # --- state as tables (see tables.py for the columns) -----------------------------------------------------------
 
@@ -220,9 +221,13 @@ class Lab:
 async def _farewell(client):
     """Drains a client if it can be drained, and closes it."""
     try:
+        for sub in list(client._subs.values()):
+            if not sub._cb:  # nobody reads this one any more, and drain would wait for somebody who does
+                await sub.unsubscribe()
         if client.is_connected and not client.is_draining:
             await asyncio.wait_for(client.drain(), timeout=5)
     except Exception:  # a client that broke on purpose is closed all the same
         pass
     if not client.is_closed:
-        await client.close()
+        with contextlib.suppress(OSError):  # nats-py closes, and lets out that the last write met a dead connection
+            await client.close()

@@ -1,5 +1,7 @@
 """A clean slate: which streams are the lesson's own, and how they go away."""
+import asyncio
 import json
+from pathlib import Path
 
 from labkit import cluster as clusters
 from labkit import nodes
@@ -33,7 +35,18 @@ class Account:
         names = await self.streams()
         for name in names:
             await self.lab.js.delete_stream(name)
+        await self._until_off_disk(names)
         return len(names)
+
+    async def _until_off_disk(self, names, timeout=2):
+        """Followers remove a deleted stream's files a moment later; a stream of the same name that is created before
+        can fail with err_code 10049. Seen from here only where the nodes are processes of this machine."""
+        streams = [Path(node.store, "jetstream", self.lab.topic.upper(), "streams") for node in self.lab.cluster.nodes
+                   if node.store]
+        for _ in range(int(timeout / 0.02)):
+            if not any((folder / name).exists() for folder in streams for name in names):
+                return
+            await asyncio.sleep(0.02)
 
 
 class Made(Account):

