@@ -15,6 +15,7 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from labkit.errors import LabError
 
+REFUSED = (10060,)  # "expected stream does not match": said by the leader itself, so it is known here
 NOWHERE = {"Nats-Expected-Stream": "no-such-stream"}  # the leader refuses such a message, so a probe stores nothing
 
 
@@ -24,11 +25,12 @@ async def settled(client, stream, timeout=5):
     timeout: seconds. Raises LabError if one stays silent. A program in production has no such call: it publishes or
     fetches again after a 503, which says that nobody has got the message."""
     js, end = client.jetstream(timeout=1), time.monotonic() + timeout
-    info = await js.stream_info(stream)
+    info = await _until_answered(lambda: js.stream_info(stream), end, f"stream {stream}")
     if info.config.subjects:  # a mirror has none
         subject = info.config.subjects[0].replace("*", "x").replace(">", "x")
         await _until_answered(lambda: js.publish(subject, headers=dict(NOWHERE)), end, f"stream {stream}")
-    for consumer in await js.consumers_info(stream):
+    consumers = await _until_answered(lambda: js.consumers_info(stream), end, f"the list of consumers of {stream}")
+    for consumer in consumers:
         if not consumer.config.deliver_subject:  # a pull consumer: its leader refuses a request that is no request
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
             await _until_answered(lambda: client.request(subject, b"{", timeout=0.25), end, f"consumer {consumer.name}")
@@ -39,7 +41,7 @@ async def _until_answered(ask, end, who):
         try:
             return await ask()
         except APIError as error:
-            if error.err_code:  # refused by the leader itself, so it is known here
+            if error.err_code in REFUSED:
                 return None
             raise
         except (NoStreamResponseError, NoRespondersError, TimeoutError) as error:
