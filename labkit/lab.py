@@ -73,6 +73,8 @@ class Lab:
         node: "n1", "n2" or "n3" to connect to that node; without it, to the first that answers.
         options: any of nats.connect's. Without an error_cb of yours, errors are collected for raise_errors().
         """
+        if _open.get(self.topic) is not self:
+            raise LabError("This lab is closed. Run the setup cell again.")
         login = self.cluster.login(self.topic)
         if node:
             login["servers"] = [self._node(node).url]
