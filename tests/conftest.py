@@ -37,6 +37,8 @@ def pytest_sessionstart(session):
 
 def pytest_sessionfinish(session):
     """The shared cluster is left as it was found; a notebook's cell that was not run or not compared is a failure."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist: its parent looks round
     if not session.was_up and os.environ.get("LABKIT_BACKEND") != "compose":
         clusters.end_embedded()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
