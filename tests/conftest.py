@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ def pytest_sessionstart(session):
 
 def pytest_sessionfinish(session):
     """The shared cluster is left as it was found; a notebook's cell that was not run or not compared is a failure."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist: its parent looks round
     if not session.was_up and os.environ.get("LABKIT_BACKEND") != "compose":
         clusters.end_embedded()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -59,7 +62,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def session_home(tmp_path_factory):
-    folder, base = tmp_path_factory.mktemp("session"), free_base(17222)
+    folder, base = tmp_path_factory.mktemp("session"), free_base()
     yield folder, base
     with pytest.MonkeyPatch.context() as monkeypatch:
         settle(monkeypatch, folder, base)
@@ -80,12 +83,12 @@ def settle(monkeypatch, folder, base):
     monkeypatch.delenv("NATS_URL", raising=False)
 
 
-def free_base(start=15222):
-    """The first client port from `start` in steps of ten whose nine ports are free."""
-    for base in range(start, 20000, 10):
+def free_base():
+    """A client port, drawn at random so that two test runs on one machine do not meet, whose nine ports are free."""
+    for base in random.sample(range(10000, 20000, 10), 1000):
         if all(nodes.is_free(base + offset + i) for offset in (0, 2000, 4000) for i in range(3)):
             return base
-    raise RuntimeError("no nine free ports between 15222 and 24000")
+    raise RuntimeError("no nine free ports between 10000 and 24000")
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def server(tmp_path):
     started = []
 
     def run(config="", port=None, binary=None):
-        port = port or free_base(19222)
+        port = port or free_base()
         folder = tmp_path / f"server-{port}"
         folder.mkdir()
         (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}")

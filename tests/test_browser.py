@@ -1,4 +1,5 @@
 """The lessons in a real browser: JupyterLab as the README's command starts it, Run All, and a look at what stands there."""
+import asyncio
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit import cluster as clusters
 from labkit import nodes, notebook
 
 pytestmark = pytest.mark.browser
@@ -29,6 +31,7 @@ CELLS = "() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.filte
 
 @pytest.fixture(scope="module")
 def address():
+    was_up = asyncio.run(clusters.find())
     port = next(port for port in range(18888, 18988) if nodes.is_free(port))
     command = [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port), "--expose-app-in-browser",
                "--IdentityProvider.token=look"]
@@ -43,6 +46,8 @@ def address():
     yield f"http://127.0.0.1:{port}"
     os.killpg(lab.pid, signal.SIGTERM)
     lab.wait(timeout=30)
+    if not was_up:
+        clusters.end_embedded()
 
 
 @pytest.fixture(scope="module")

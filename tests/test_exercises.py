@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from labkit import Lab, exercises, notebook
+from labkit import Lab, LabError, exercises, notebook
 
 BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebook.find()}
 
@@ -65,6 +65,15 @@ async def test_a_wrong_answer_hears_its_own_words(lab, topic, name, mistake):
     source, words = defined(topic)[name].wrong[mistake]
     verdict = await answered(lab, name, exercises.inspect.cleandoc(source))
     assert verdict.startswith(f"{name}: not yet. ") and words in verdict, verdict
+
+
+async def test_after_close_a_check_asks_for_the_setup_cell(shared):
+    lab = await Lab.open("start_here")
+    check = lab.exercises.first_check
+    await lab.close()
+    assert "Run the setup cell again" in await check.verdict(1)
+    with pytest.raises(LabError, match="This lab is closed. Run the setup cell again"):
+        await lab.connect()
 
 
 @pytest.mark.parametrize("topic, name", ALL)

@@ -43,6 +43,8 @@ class Exercise:
         if inspect.iscoroutine(answer):
             answer.close()
             return f"{self.name}: not yet. Pass the function itself, without calling it: no () behind its name."
+        if self.lab and self.lab.nc.is_closed:
+            return f"{self.name}: the lab is closed. Run the setup cell again, then your answer and this check."
         try:
             await asyncio.wait_for(self.check(self.lab, answer), LIMIT)
             return f"{self.name}: passed."
