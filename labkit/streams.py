@@ -186,7 +186,8 @@ def attempts(log, window, title, alt):
         ax.plot(e["at"], rows[e["id"]], shape, color=colour, ms=8)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - .4, -.6)
-    first, last = min(e["at"] for e in tries), max(e["at"] + window * (e["event"] == "stored") for e in tries)
+    first = min((e["at"] for e in tries), default=0)
+    last = max((e["at"] + window * (e["event"] == "stored") for e in tries), default=1)
     ax.set_xlim(first - .03 * (last - first), last + .03 * (last - first))  # margins() would cut the first mark
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(f"seconds since start (shaded: the window of {window:g} s)")
