@@ -122,15 +122,17 @@ async def sampling(js, log, *names, every=0.02):
                 log("removed", stream=name, messages=removed - gone[name])
             gone[name] = removed
 
-    async def go_on():
-        while True:
+    ended = False
+
+    async def go_on():  # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
+        while not ended:
             await look()
             await asyncio.sleep(every)
     task = asyncio.create_task(go_on())
     try:
         yield
     finally:
-        task.cancel()
+        ended = True
         await asyncio.gather(task, return_exceptions=True)
         await look()
 
