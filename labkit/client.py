@@ -1,5 +1,6 @@
 """A first connection that ends within seconds, made or not."""
 import asyncio
+import contextlib
 import os
 
 import nats
@@ -42,3 +43,17 @@ def way_out(refused):
                 "Is NATS_URL right and the server up? Unset NATS_URL to use the lab's own cluster.")
     return ("The cluster was started with another nats.conf, before an update perhaps: python -m labkit down ends it "
             "(docker compose -p labkit down for containers)." if refused else "Look with: python -m labkit doctor")
+
+async def farewell(client):
+    """Drains a client if it can be drained, and closes it."""
+    with contextlib.suppress(Exception):  # a client that broke on purpose is closed all the same
+        for sub in list(client._subs.values()):
+            if not sub._cb:  # nobody reads this one any more, and drain would wait for somebody who does
+                await sub.unsubscribe()
+        if client.is_connected and not client.is_draining:
+            await asyncio.wait_for(client.drain(), timeout=5)
+    if not client.is_closed:
+        # Where the last write meets a dead connection, close() closes and then raises: ConnectionResetError up to
+        # Python 3.12, TypeError on 3.13.
+        with contextlib.suppress(OSError, TypeError):
+            await client.close()

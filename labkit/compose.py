@@ -17,7 +17,8 @@ async def members():
 
 
 def run(*arguments):
-    """Runs `docker compose` (or the older `docker-compose`) on the project's file. Raises LabError with its words."""
+    """Runs `docker compose` (or the older `docker-compose`) on the project's file. Returns what it printed; raises
+    LabError with its words."""
     if not shutil.which("docker") and not shutil.which("docker-compose"):
         raise LabError("Docker is not installed (no `docker` on the PATH). The lab needs none: leave LABKIT_BACKEND "
                        "unset, and the same cluster runs as three processes.")
@@ -30,3 +31,4 @@ def run(*arguments):
         raise LabError(f"`{' '.join([*command, *arguments])}` failed: {said}. If the Docker daemon is not running, start "
                        "it (Docker Desktop, or: sudo systemctl start docker). The lab also runs without Docker: leave "
                        "LABKIT_BACKEND unset.")
+    return done.stdout

@@ -1,17 +1,19 @@
 """What a lesson opens and closes: a cluster that is ready, a client on the lesson's own account, a clean slate."""
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import inspect
-import os
+import shutil
+import tempfile
 import time
-
-from filelock import FileLock, Timeout
+from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import nodes, settle, slate, tables
-from labkit.client import connect
+from labkit import nodes, settle, slate, tables, ward, workers
+from labkit.claim import claim
+from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
 from labkit.exercises import book
 from labkit.seen import what_it_saw
@@ -35,8 +37,9 @@ class Lab:
         if topic in _open:
             await _open[topic]._leave()
         lab = cls()
-        lab.topic, lab.clients, lab._net, lab._slate = topic, [], ErrorNet(), None
-        lab._claim()
+        lab.topic, lab.clients, lab.workers, lab._net, lab._slate = topic, [], [], ErrorNet(), None
+        lab._undo = contextlib.AsyncExitStack()
+        lab._lock = claim(topic)
         try:
             await lab._enter()
         except BaseException:
@@ -52,6 +55,7 @@ class Lab:
         self._refuse_other_version()
         self._slate = slate.Made(self) if self.attached else slate.Account(self)
         removed = await self._slate.clean()
+        workers.offer_magic(self.topic)
         self._net.watch(asyncio.get_running_loop())
         print(self._summary(removed))
 
@@ -89,6 +93,30 @@ class Lab:
                 return node
         known = ", ".join(node.name for node in self.cluster.nodes) or "none: this cluster is not the lab's own"
         raise LabError(f"There is no node {name!r}; known: {known}.")
+
+    @functools.cached_property
+    def scratch(self):
+        """A folder for the lesson's files (a SQLite database, say). It goes with the lesson, and with the kernel."""
+        path = Path(tempfile.mkdtemp(prefix=f"{self.topic}-", dir=nodes.home()))
+        ward.keep(folder=path)
+        self.on_close(lambda: shutil.rmtree(path, ignore_errors=True))
+        return path
+
+    def on_close(self, undo):
+        """Calls undo() when the lesson ends, whatever happens; the latest first. It may return an awaitable."""
+        async def call():
+            if inspect.isawaitable(value := undo()):
+                await value
+        self._undo.push_async_callback(call)
+
+    async def worker(self, module, name, log=None, kill_at=None, timeout=10, **options):
+        """Starts a worker as a process of its own, and returns a Worker once it is connected.
+
+        module: file that a `%%worker` cell wrote; name: what it is called in the log; log: Recorder for its points;
+        kill_at: "point" or ("point", n): SIGKILL the n-th time it gets there; timeout: seconds to connect in;
+        options: passed on to its `work` (what JSON can carry). Raises LabError if it does not get ready.
+        """
+        return await workers.start(self, module, name, log, kill_at, timeout, options)
 
     async def until(self, condition, timeout=5):
         """Waits until `condition()` (a function, or one that returns an awaitable) is true; returns what it returned.
@@ -158,10 +186,12 @@ class Lab:
         self._net.unwatch()
         left = []
         try:
+            self._net.caught += await workers.end_all(self.workers)
+            await self._undo.aclose()
             if self._slate and not self.nc.is_closed:
                 await self._slate.clean()
                 left = [f"stream {name}" for name in await self._slate.streams()]
-            await asyncio.gather(*map(_farewell, self.clients))
+            await asyncio.gather(*map(farewell, self.clients))
             if self._slate and not self.attached:
                 left += await self._connections_left()
         finally:
@@ -177,23 +207,6 @@ class Lab:
             if not len(table) or time.monotonic() > end:
                 return [f"connection {row['name'] or 'without a name'} to {row['node']}" for _, row in table.iterrows()]
             await asyncio.sleep(0.02)
-
-    # --- one kernel a lesson ---------------------------------------------------------------------------------------
-
-    def _claim(self):
-        """Two kernels in one lesson would read each other's messages: the second is told so."""
-        folder = nodes.home() / "lessons"
-        folder.mkdir(parents=True, exist_ok=True)
-        owner = folder / f"{self.topic}.pid"
-        self._lock = FileLock(folder / f"{self.topic}.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            who = owner.read_text() if owner.exists() else "?"
-            raise LabError(f"The lesson {self.topic!r} is open in another kernel (process {who}), and one account "
-                           "serves one kernel at a time. Close it there: run its last cell, or shut that kernel down "
-                           "(in JupyterLab: Kernel > Shut Down Kernel).") from None
-        owner.write_text(str(os.getpid()))
 
     @property
     def _version(self):
@@ -218,18 +231,3 @@ class Lab:
 
     def __repr__(self):
         return f"<Lab {self.topic} on {getattr(self, 'cluster', None) and self.cluster.backend}>"
-
-
-async def _farewell(client):
-    """Drains a client if it can be drained, and closes it."""
-    with contextlib.suppress(Exception):  # a client that broke on purpose is closed all the same
-        for sub in list(client._subs.values()):
-            if not sub._cb:  # nobody reads this one any more, and drain would wait for somebody who does
-                await sub.unsubscribe()
-        if client.is_connected and not client.is_draining:
-            await asyncio.wait_for(client.drain(), timeout=5)
-    if not client.is_closed:
-        # Where the last write meets a dead connection, close() closes and then raises: ConnectionResetError up to
-        # Python 3.12, TypeError on 3.13.
-        with contextlib.suppress(OSError, TypeError):
-            await client.close()

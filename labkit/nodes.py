@@ -194,3 +194,10 @@ def is_free(port):
             return True
         except OSError:
             return False
+
+
+def free_port():
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -37,9 +37,9 @@ async def lab(shared, request):
 async def answered(lab, name, source):
     """The verdict on this source, put into the starter cell's place and checked by the notebook's own check cell."""
     check = stubs(lab.topic)[name][1]
-    variable = re.search(r"\((\w+)\)\s*$", check)[1]
+    variable = re.search(r"\((\w+|\"\w+.py\")\)\s*$", check)[1]
     scope = await exercises.run_source(source, lab=lab, nc=lab.nc, js=lab.js)
-    return await getattr(lab.exercises, name).verdict(scope.get(variable, scope.get("answer")))
+    return await getattr(lab.exercises, name).verdict(scope.get(variable, scope.get("answer", variable.strip('"'))))
 
 
 @pytest.mark.parametrize("topic", BOOKS)

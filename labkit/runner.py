@@ -1,0 +1,52 @@
+"""The inside of a worker process (see workers.py): connects, and runs `work` of a module that stands in a notebook.
+
+It imports nothing of labkit, so that a worker starts as fast as nats-py does."""
+import asyncio
+import collections
+import json
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import nats
+
+
+async def main(order):
+    """order: dict with module (path), login (of nats.connect), events (subject), name, kill_at ([event, count] or None)
+    and options (keyword arguments for work)."""
+    nc = await nats.connect(name=order["name"], **order["login"])
+    passed = collections.Counter()
+
+    async def point(event, **fields):
+        """Tells the notebook's recorder that this worker is here now. If this is where it is to be killed, it dies here."""
+        passed[event] += 1
+        entry = {"at": time.perf_counter(), "event": event, "worker": order["name"], **fields}
+        await nc.publish(order["events"], json.dumps(entry).encode())
+        if order["kill_at"] == [event, passed[event]]:
+            await nc.flush()  # the last words are out; nothing else of this process is
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows: TerminateProcess
+    try:
+        work = runpy.run_path(order["module"])["work"]
+        await point("ready")
+        await work(nc, nc.jetstream(), point, **order["options"])
+        await nc.drain()
+    except Exception:
+        await point("failed", text=traceback.format_exc(limit=-3))
+        await nc.flush()
+        sys.exit(1)
+
+
+def die_with_the_parent():
+    """The notebook holds the other end of stdin: when it is gone, so is this process, whatever it is doing."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    order = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=die_with_the_parent, daemon=True).start()
+    asyncio.run(main(order))

@@ -1,0 +1,181 @@
+"""Workers as processes: a crash is a crash. The code of a worker stands in the notebook, in a cell that begins with
+`%%worker NAME.py`: plain nats-py, with a coroutine function
+
+    async def work(nc, js, point, **options):
+        ...
+        await point("charged", order=7)      # noted in the notebook's Recorder; a place where the worker can be killed
+
+and runs as a process of its own that shares nothing with the notebook but the servers.
+"""
+import ast
+import asyncio
+import bisect
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from nats.nuid import NUID
+
+from labkit import nodes, ward
+from labkit.errors import LabError
+
+RUNNER = Path(__file__).with_name("runner.py")
+
+
+def folder(topic):
+    """Where the modules of this lesson's workers lie: work/TOPIC beside the notebooks (in LABKIT_HOME if that is set)."""
+    root = nodes.home() if os.environ.get("LABKIT_HOME") else nodes.PROJECT
+    return root / "work" / topic
+
+
+def write(topic, name, source):
+    """Writes the module of a worker and returns its path. Raises LabError if the name is no plain NAME.py, SyntaxError
+    if the source is none, LabError if it has no `async def work`."""
+    if not name.endswith(".py") or not name[:-3].isidentifier():
+        raise LabError(f"The worker's file is called {name!r}; wanted: a plain name such as charge.py.")
+    tree = ast.parse(source, name)
+    if not any(isinstance(node, ast.AsyncFunctionDef) and node.name == "work" for node in tree.body):
+        raise LabError(f"{name} has no coroutine function `work`; wanted: async def work(nc, js, point, …).")
+    path = folder(topic) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(source, encoding="utf-8")
+    os.replace(draft, path)  # a worker that starts now reads all of it
+    return path
+
+
+def is_stub(topic, name):
+    """True if the module's `work` holds nothing but `...`: an exercise that nobody has touched."""
+    path = folder(topic) / name
+    tree = ast.parse(path.read_text(encoding="utf-8")) if name.endswith(".py") and path.exists() else ast.parse("")
+    bodies = [node.body for node in tree.body if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"]
+    return any(isinstance(part, ast.Expr) and getattr(part.value, "value", None) is ... for body in bodies for part in body)
+
+
+def offer_magic(topic):
+    """Makes `%%worker NAME.py` write a cell's text for this lesson, where there is an IPython."""
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        def worker(line, cell):
+            path = write(topic, line.strip(), cell)
+            print(f"written: work/{topic}/{path.name}")
+        shell.register_magic_function(worker, magic_kind="cell")
+
+
+class Worker:
+    """A running worker. `name`, `pid`; `alive`; `returncode` (negative: the signal that ended it) once it has ended."""
+
+    def __init__(self, name, child, sub, said):
+        self.name, self._child, self._sub, self._said = name, child, sub, said
+        self.process = psutil.Process(child.pid)
+
+    @property
+    def pid(self):
+        return self._child.pid
+
+    @property
+    def returncode(self):
+        return self._child.poll()
+
+    @property
+    def alive(self):
+        return self.returncode is None
+
+    def kill(self):
+        """SIGKILL: it ends where it stands (TerminateProcess on Windows)."""
+        self._child.kill()
+
+    def stop(self):
+        """SIGTERM: asks it to end. What comes of it is the worker's own business (on Windows it is a kill)."""
+        self._child.terminate()
+
+    def pause(self):
+        """It stands still and keeps its connection (SIGSTOP; psutil's suspend on Windows)."""
+        self.process.suspend()
+
+    def resume(self):
+        """It goes on after pause()."""
+        self.process.resume()
+
+    async def ended(self, timeout=5):
+        """Waits until the process is gone and its last events are noted. Returns its returncode.
+
+        timeout: seconds. Raises LabError if it still runs then, or if its `work` raised an exception."""
+        end = time.monotonic() + timeout
+        while self.alive:
+            if time.monotonic() > end:
+                raise LabError(f"Worker {self.name} (pid {self.pid}) still runs after {timeout} s. End it: .kill() or .stop().")
+            await asyncio.sleep(0.005)
+        await self._forget()
+        for error in self._errors():
+            raise error
+        return self.returncode
+
+    def _errors(self):
+        """The exception that ended its work, if one did and nobody has heard of it (list of LabErrors)."""
+        failed = [entry["text"] for entry in self._said if entry["event"] == "failed"]
+        self._said.clear()
+        return [LabError(f"Worker {self.name} ended with an error:\n{text}") for text in failed]
+
+    async def _forget(self):
+        if self._child.stdin and not self._child.stdin.closed:
+            self._child.stdin.close()
+        if not self._sub._closed and not self._sub._conn.is_closed:
+            await self._sub._conn.flush()  # what the worker said before its end was on its way
+            await asyncio.sleep(0.02)
+            await self._sub.unsubscribe()
+
+    async def _close(self):
+        if self.alive:
+            self.kill()
+            await asyncio.to_thread(self._child.wait)
+        await self._forget()
+
+    def __repr__(self):
+        return f"<Worker {self.name}: {'running' if self.alive else f'ended ({self.returncode})'}>"
+
+
+async def end_all(workers):
+    """Kills the workers that still run. Returns the errors that ended the others, unless somebody has heard of them."""
+    await asyncio.gather(*(worker._close() for worker in workers))
+    errors = [error for worker in workers for error in worker._errors()]
+    workers.clear()
+    return errors
+
+
+async def start(lab, module, name, log, kill_at, timeout, options):
+    """Starts a worker of this lab (see Lab.worker)."""
+    path = folder(lab.topic) / module
+    if not path.exists():
+        raise LabError(f"There is no {module!r} in {path.parent}; write it first, in a cell that begins with %%worker {module}")
+    if any(worker.alive and worker.name == name for worker in lab.workers):
+        raise LabError(f"A worker {name!r} is running; end it first, or give this one another name.")
+    said, subject = [], f"_LABKIT.worker.{NUID().next().decode()}"
+
+    async def note(msg):
+        entry = json.loads(msg.data)
+        said.append(entry)
+        if log is not None:  # both clocks count from the same moment: perf_counter is the machine's
+            bisect.insort(log.events, {**entry, "at": entry["at"] - log.start}, key=lambda e: e["at"])
+    sub = await lab.nc.subscribe(subject, cb=note)
+    await lab.nc.flush()
+    order = {"module": str(path), "login": lab.cluster.login(lab.topic), "events": subject, "name": name, "options": options,
+             "kill_at": None if kill_at is None else [kill_at, 1] if isinstance(kill_at, str) else list(kill_at)}
+    child = subprocess.Popen([sys.executable, "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                             stderr=open(lab.scratch / f"{name}.err", "ab"), cwd=lab.scratch)
+    ward.keep(pid=child.pid)
+    worker = Worker(name, child, sub, said)
+    lab.workers.append(worker)
+    child.stdin.write(json.dumps(order).encode() + b"\n")
+    child.stdin.flush()
+    end = time.monotonic() + timeout
+    while not any(entry["event"] == "ready" for entry in said):
+        if not worker.alive or time.monotonic() > end:
+            await worker._close()
+            words = (lab.scratch / f"{name}.err").read_text(errors="replace").strip().splitlines()[-1:]
+            raise LabError(f"Worker {name} did not get ready in {timeout} s. It said: {' '.join(words) or 'nothing'}")
+        await asyncio.sleep(0.005)
+    return worker
