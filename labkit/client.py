@@ -44,13 +44,13 @@ def way_out(refused):
     return ("The cluster was started with another nats.conf, before an update perhaps: python -m labkit down ends it "
             "(docker compose -p labkit down for containers)." if refused else "Look with: python -m labkit doctor")
 
-async def farewell(client):
+async def farewell(client, drain=True):
     """Drains a client if it can be drained, and closes it."""
     with contextlib.suppress(Exception):  # a client that broke on purpose is closed all the same
         for sub in list(client._subs.values()):
             if not sub._cb:  # nobody reads this one any more, and drain would wait for somebody who does
                 await sub.unsubscribe()
-        if client.is_connected and not client.is_draining:
+        if drain and client.is_connected and not client.is_draining:
             await asyncio.wait_for(client.drain(), timeout=5)
     if not client.is_closed:
         # Where the last write meets a dead connection, close() closes and then raises: ConnectionResetError up to

@@ -32,3 +32,11 @@ def run(*arguments):
                        "it (Docker Desktop, or: sudo systemctl start docker). The lab also runs without Docker: leave "
                        "LABKIT_BACKEND unset.")
     return done.stdout
+
+
+def docker(*arguments):
+    """Runs `docker` with these arguments. Returns what it printed; raises LabError with its words."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"`docker {' '.join(arguments)}` failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout

@@ -2,11 +2,12 @@
 import asyncio
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+
+from packaging.requirements import Requirement
 
 from labkit import cluster as clusters
 from labkit import nodes
@@ -36,15 +37,18 @@ def python():
 def packages():
     wrong = []
     for line in (nodes.PROJECT / "requirements.txt").read_text().splitlines():
-        pin = re.match(r"([\w-]+)(?:\[\w+\])?==([\w.]+)(?:.*python_version (<|>=))?", line)
-        if not pin or (pin[3] and (pin[3] == "<") != (sys.version_info < (3, 14))):
+        if "==" not in line:
+            continue
+        pin = Requirement(line.split(" #")[0].strip())
+        wanted = str(pin.specifier).removeprefix("==")
+        if pin.marker and not pin.marker.evaluate():
             continue
         try:
-            seen = importlib.metadata.version(pin[1])
+            seen = importlib.metadata.version(pin.name)
         except importlib.metadata.PackageNotFoundError:
             seen = "not installed"
-        if seen != pin[2]:
-            wrong.append(f"{pin[1]} is {seen}, wanted {pin[2]}")
+        if seen != wanted:
+            wrong.append(f"{pin.name} is {seen}, wanted {wanted}")
     if wrong:
         yield Finding("bad", f"Packages: {'; '.join(wrong)}.", f"{sys.executable} -m pip install -r requirements.txt")
     else:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import nodes, settle, slate, tables, ward, workers
+from labkit import faults, nodes, private, settle, slate, state, tables, ward, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
@@ -25,11 +25,13 @@ class Lab:
     """A lesson's lab. `nc` is a plain nats.aio.client.Client, `js` its JetStream context."""
 
     @classmethod
-    async def open(cls, topic):
+    async def open(cls, topic, private=False):
         """Opens the lab of a lesson: finds or starts the cluster, connects, removes what an earlier run left behind,
         and prints one line. Returns a Lab.
 
         topic: name of the lesson's account, such as "core_nats" (or "mine", for notebooks of your own).
+        private: three fresh nodes for this lesson alone, to break (`lab.faults`); gone with the lesson. Where the lab runs
+                 in containers, those are used, and healed at the end.
         Raises LabError if the topic is unknown, the lesson is open in another kernel, or no cluster can be had.
         """
         if topic not in nodes.accounts():
@@ -39,17 +41,17 @@ class Lab:
         lab = cls()
         lab.topic, lab.clients, lab.workers, lab._net, lab._slate = topic, [], [], ErrorNet(), None
         lab._undo = contextlib.AsyncExitStack()
-        lab._lock = claim(topic)
+        lab._lock, lab.faults = claim(topic), faults.Faults(lab)
         try:
-            await lab._enter()
+            await lab._enter(private)
         except BaseException:
             await lab._leave()
             raise
         return lab
 
-    async def _enter(self):
+    async def _enter(self, alone):
         _open[self.topic] = self
-        self.cluster = await clusters.find_or_start(print)
+        self.cluster = await (private.start_or_containers if alone else clusters.find_or_start)(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
         self._refuse_other_version()
@@ -81,13 +83,14 @@ class Lab:
             raise LabError("This lab is closed. Run the setup cell again.")
         login = self.cluster.login(self.topic)
         if node:
-            login["servers"] = [self._node(node).url]
+            login["servers"] = [self.node(node).url]
         client = await connect(**{"dont_randomize": True, "name": name or self.topic,
                                            "error_cb": self._net.error_cb, **login, **options})
         self.clients.append(client)
         return client
 
-    def _node(self, name):
+    def node(self, name):
+        """The Node of this name ("n1", "n2" or "n3"): its ports, its process. Raises LabError if there is none."""
         for node in self.cluster.nodes:
             if node.name == name:
                 return node
@@ -134,6 +137,14 @@ class Lab:
                 raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
             await asyncio.sleep(0.01)
 
+    async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=15):
+        """Waits until the stream, its consumer, or the meta group has a leader (not `other_than`); returns its name."""
+        return await state.wait_for_leader(self, stream, consumer, other_than, timeout)
+
+    async def wait_for_current(self, stream=None, timeout=15):
+        """Waits until all replicas of the stream (or of the meta group) are current; returns the leader's name."""
+        return await state.wait_for_current(self, stream, timeout)
+
     async def settled(self, stream):
         """Waits until the nodes of all clients of this lesson know the leaders of the stream and of its pull consumers.
         Just after their creation a node may answer 503 for some milliseconds: see settle.py."""
@@ -143,7 +154,7 @@ class Lab:
 
     def raise_errors(self):
         """Raises LabError if callbacks or background tasks of this lesson failed since the last call; says which."""
-        found = self._net.take()
+        found = [error for error in self._net.take() if not (self.faults.used and isinstance(error, faults.CONSEQUENCES))]
         if found:
             lines = "\n".join(f"  - {describe(error)}" for error in found[:10])
             more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""
@@ -188,25 +199,24 @@ class Lab:
         try:
             self._net.caught += await workers.end_all(self.workers)
             await self._undo.aclose()
+            if isinstance(getattr(self, "cluster", None), private.Private):
+                return await self._leave_private()
+            await self.faults.heal()
             if self._slate and not self.nc.is_closed:
                 await self._slate.clean()
                 left = [f"stream {name}" for name in await self._slate.streams()]
             await asyncio.gather(*map(farewell, self.clients))
             if self._slate and not self.attached:
-                left += await self._connections_left()
+                left += await slate.connections_left(self.cluster, self.topic)
         finally:
             _open.pop(self.topic, None)
             self._lock.release()
         return left
 
-    async def _connections_left(self):
-        """Connections of this account that are still open a second after all of ours were closed."""
-        end = time.monotonic() + 1
-        while True:
-            table = await tables.connections(self.cluster, self.topic)
-            if not len(table) or time.monotonic() > end:
-                return [f"connection {row['name'] or 'without a name'} to {row['node']}" for _, row in table.iterrows()]
-            await asyncio.sleep(0.02)
+    async def _leave_private(self):
+        """The cluster goes as a whole, in whatever state it is; the clients just close."""
+        await asyncio.gather(*(farewell(client, drain=False) for client in self.clients))
+        return [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
 
     @property
     def _version(self):

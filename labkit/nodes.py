@@ -88,13 +88,14 @@ class Node:
             pass
         return None
 
-    def spawn(self, routes):
-        """Starts the process, detached from this one, and returns at once."""
+    def spawn(self, routes, advertise=None):
+        """Starts the process, detached from this one, and returns at once. advertise: what to tell other nodes about
+        its own route port (default: the port itself)."""
         settings = {
-            "NODE": self.name, "BACKEND": "embedded", "STORE": Path(self.store).as_posix(),
+            "NODE": self.name, "BACKEND": "embedded", "ROUTE_PING": "30s", "STORE": Path(self.store).as_posix(),
             "CLIENT_LISTEN": f"127.0.0.1:{self.port}", "CLIENT_ADVERTISE": f"127.0.0.1:{self.port}",
             "MONITOR_LISTEN": f"127.0.0.1:{self.monitor}",
-            "CLUSTER_LISTEN": f"127.0.0.1:{self.route}", "CLUSTER_ADVERTISE": f"127.0.0.1:{self.route}"}
+            "CLUSTER_LISTEN": f"127.0.0.1:{self.route}", "CLUSTER_ADVERTISE": advertise or f"127.0.0.1:{self.route}"}
         # nats-server parses each value as configuration: quotes keep a path with a space whole.
         environment = {**os.environ, **{key: json.dumps(value) for key, value in settings.items()},
                        "ROUTES": json.dumps([f"nats://127.0.0.1:{port}" for port in routes])}

@@ -1,10 +1,11 @@
 """A clean slate: which streams are the lesson's own, and how they go away."""
 import asyncio
 import json
+import time
 from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import nodes
+from labkit import nodes, tables
 from labkit.client import connect
 from labkit.errors import LabError
 
@@ -104,3 +105,13 @@ async def wipe_accounts(topics):
             deleted += await js.delete_stream(info.config.name)
         await client.close()
     return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"
+
+
+async def connections_left(cluster, topic):
+    """Connections of this account that are still open a second after all of ours were closed (list of words)."""
+    end = time.monotonic() + 1
+    while True:
+        table = await tables.connections(cluster, topic)
+        if not len(table) or time.monotonic() > end:
+            return [f"connection {row['name'] or 'without a name'} to {row['node']}" for _, row in table.iterrows()]
+        await asyncio.sleep(0.02)

@@ -1,0 +1,153 @@
+"""Faults, made on purpose: each returns when it is in place, and `heal()` undoes them all.
+
+They work on a lesson's private cluster (processes) and on the compose cluster (containers), never on one of your own.
+"""
+import asyncio
+import json
+import signal
+
+import nats
+import psutil
+
+from labkit import compose, nodes, state
+from labkit.errors import LabError
+from labkit.private import Private
+
+CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
+                nats.errors.NoServersError)  # what error_cb hears when a node goes away: no news after a fault
+
+
+class Faults:
+    """`lab.faults`: kill, stop, lame_duck, pause, resume, start, isolate, rejoin, step_down, heal."""
+
+    def __init__(self, lab):
+        self.lab, self.isolated, self.used = lab, set(), False
+
+    async def kill(self, name):
+        """SIGKILL: the node is gone at once, with everything it had not handed to the operating system."""
+        node = self._node(name)
+        await self._container("kill", node) or await asyncio.to_thread(node.end)
+
+    async def stop(self, name):
+        """SIGTERM: the node hands its leaderships over and ends in good order (on Windows it is a kill)."""
+        node = self._node(name)
+        await self._container("stop", node) or await asyncio.to_thread(nodes.end_processes, [node.process()], 10)
+
+    async def lame_duck(self, name):
+        """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away one
+        by one and ends. Returns when the signal is sent. Raises LabError on Windows, which has no such signal."""
+        node = self._node(name)
+        if not hasattr(signal, "SIGUSR2"):
+            raise LabError("Windows has no signal for lame duck mode. Use stop() here, or the compose cluster.")
+        await self._container("kill", node, "--signal", "SIGUSR2") or self._alive(node).send_signal(signal.SIGUSR2)
+
+    async def pause(self, name):
+        """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""
+        node = self._node(name)
+        await self._container("pause", node) or self._alive(node).suspend()
+
+    async def resume(self, name):
+        """SIGCONT: it goes on after pause()."""
+        node = self._node(name)
+        await self._container("unpause", node) or self._alive(node).resume()
+
+    async def start(self, name, timeout=10):
+        """Starts a node that was killed or stopped, on the data that it left. Returns when it answers (seconds)."""
+        node = self._node(name)
+        if not await self._container("start", node) and not node.process():
+            self.lab.cluster.spawn(node)
+        await self.lab.until(node.varz, timeout)
+        node.server_id = (await node.varz(timeout=2) or {}).get("server_id", "")
+
+    async def isolate(self, *names):
+        """A network partition: these nodes and the others no longer hear each other; clients still reach all.
+
+        Processes: the proxies on their routes forward nothing (links.py); two nodes that are isolated are each alone.
+        Containers: they leave the network of the routes (docker network disconnect)."""
+        for name in names:
+            await self._container("network", self._node(name), "disconnect")
+        self.isolated |= set(names)
+        if isinstance(self.lab.cluster, Private):
+            self.lab.cluster.links.silence(self.isolated)
+
+    async def rejoin(self, *names):
+        """Ends the partition of these nodes."""
+        self.isolated -= set(names)
+        for name in names:
+            await self._container("network", self._node(name), "connect")
+        if isinstance(self.lab.cluster, Private):
+            self.lab.cluster.links.silence(self.isolated)
+
+    async def step_down(self, stream=None, consumer=None, timeout=10):
+        """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the
+        system account). Returns the new leader's name. Raises LabError if there is none after `timeout` seconds."""
+        self._refuse_attached()
+        before = await state.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
+        what = ".".join(filter(None, ["CONSUMER" if consumer else "STREAM" if stream else "META", "LEADER.STEPDOWN",
+                                      stream, consumer]))
+        client = self.lab.nc if stream else await nats.connect(**self.lab.cluster.login("sys"))
+        try:
+            answer = json.loads((await client.request(f"$JS.API.{what}", timeout=5)).data)
+        finally:
+            if not stream:
+                await client.close()
+        if "error" in answer:
+            raise LabError(f"The server refused: {answer['error']}")
+        return await state.wait_for_leader(self.lab, stream, consumer, other_than=before, timeout=timeout)
+
+    async def heal(self, timeout=30):
+        """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes
+        agree on a leader that sees the others. timeout: seconds; raises LabError that shows what was seen last."""
+        if not self.used:
+            return
+        for node in self.lab.cluster.nodes:
+            await self._revive(node)
+        await self.rejoin(*self.isolated)
+        await state.wait_for_whole(self.lab, timeout)
+
+    async def _revive(self, node):
+        if isinstance(self.lab.cluster, Private):
+            process = node.process()
+            if process and process.status() == psutil.STATUS_STOPPED:
+                process.resume()
+            if not process:
+                self.lab.cluster.spawn(node)
+            return
+        seen = (await asyncio.to_thread(compose.docker, "inspect", "-f", "{{.State.Status}}", f"labkit-{node.name}")).strip()
+        if seen != "running":
+            await asyncio.to_thread(compose.docker, "unpause" if seen == "paused" else "start", f"labkit-{node.name}")
+
+    # --- where a fault may happen ----------------------------------------------------------------------------------
+
+    def _refuse_attached(self):
+        cluster = self.lab.cluster
+        if cluster.backend == "attached":
+            raise LabError("This cluster is your own (NATS_URL): the lab never breaks it. Open the lesson with "
+                           f"Lab.open({self.lab.topic!r}, private=True) for one of its own, or unset NATS_URL.")
+        if cluster.backend == "embedded" and not isinstance(cluster, Private):
+            raise LabError("Other lessons use this cluster too. For faults, open one of your own: "
+                           f"Lab.open({self.lab.topic!r}, private=True)")
+
+    def _node(self, name):
+        self._refuse_attached()
+        self.used = True
+        return self.lab.node(name)
+
+    def _alive(self, node):
+        process = node.process()
+        if not process:
+            raise LabError(f"{node.name} is down. Start it first: await lab.faults.start({node.name!r})")
+        return process
+
+    async def _container(self, verb, node, *words):
+        """Does it with docker where the nodes are containers, and returns True; else returns False."""
+        if self.lab.cluster.backend != "compose":
+            return False
+        container = f"labkit-{node.name}"
+        if verb == "network":
+            alias = ["--alias", f"{node.name}-mesh"] if words[0] == "connect" else []
+            command = ["network", words[0], *alias, "labkit-mesh", container]
+        else:
+            command = [verb, *words, container]
+        await asyncio.to_thread(compose.docker, *command)
+        return True

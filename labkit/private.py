@@ -1,0 +1,83 @@
+"""A cluster for one lesson alone: three fresh nodes on free ports, to break at will, gone with the lesson."""
+import itertools
+import os
+import random
+import shutil
+import tempfile
+
+from labkit import nodes, ward
+from labkit.cluster import Cluster, find_compose, refuse_full_disk, start_compose, wait_ready
+from labkit.errors import LabError
+from labkit.links import Links
+from labkit.nodes import Node
+
+NOWHERE = "127.0.0.1:1"  # what a node tells others about its routes: gossip must not lead around the proxies
+
+
+class Private(Cluster):
+    """Three nodes whose routes run through proxies (see links.py). `links`; `folder` with their data and logs."""
+
+    def spawn(self, node):
+        """Starts (or starts again, on its old data) one node; returns at once."""
+        node.spawn([port for (one, _), port in self.links.ports.items() if one == node.name], advertise=NOWHERE)
+        ward.keep(pid=node.pid)
+
+    def end(self):
+        """Ends nodes and proxies and removes the data. Returns the names of nodes that could not be ended."""
+        nodes.end_processes([node.process() for node in self.nodes])
+        self.links.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return [node.name for node in self.nodes if node.process()]
+
+
+async def start(say=lambda text: None, tries=3):
+    """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises LabError."""
+    nodes.home().mkdir(parents=True, exist_ok=True)
+    refuse_full_disk()
+    while True:
+        cluster = _laid_out()
+        try:
+            for node in cluster.nodes:
+                cluster.spawn(node)
+            await wait_ready(cluster.nodes)
+            return cluster
+        except LabError:  # another program may have taken a port in that moment
+            cluster.end()
+            if not (tries := tries - 1):
+                raise
+        except BaseException:
+            cluster.end()
+            raise
+
+
+async def start_or_containers(say):
+    """A Private cluster; where the lab runs in containers (LABKIT_BACKEND, or because they are up), those."""
+    asked = os.environ.get("LABKIT_BACKEND", "")
+    containers = await find_compose() if asked in ("", "compose") else None
+    if asked == "compose" and not containers:
+        containers = await start_compose(say)
+    return containers or await start(say)
+
+
+def _laid_out():
+    """A Private cluster with its ports, its folder and its proxies; no node runs yet."""
+    folder = tempfile.mkdtemp(prefix="labkit-private-")
+    ward.keep(folder=folder)
+    base, at = _free_base(), itertools.count(6000)
+    members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}") for i, name in enumerate(nodes.NAMES)]
+    cluster = Private("embedded", members, [node.url for node in members])
+    cluster.folder = folder
+    cluster.links = Links({(a.name, b.name): (base + next(at), b.route) for a in members for b in members if a is not b})
+    ward.keep(pid=cluster.links.child.pid)
+    return cluster
+
+
+def _free_base():
+    """A client port such that the ports of three nodes and six proxies are free (below those that systems give to
+    outgoing connections, so that a node that was killed gets its own back)."""
+    for base in random.sample(range(20000, 26000, 10), 600):
+        offsets = [offset + i for offset in (0, 2000, 4000) for i in range(3)] + [6000 + i for i in range(6)]
+        if all(nodes.is_free(base + offset) for offset in offsets):
+            return base
+    raise LabError("No 15 free ports between 20000 and 32006 on 127.0.0.1 for a private cluster. "
+                   "Look with: python -m labkit doctor")
