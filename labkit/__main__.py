@@ -7,6 +7,7 @@ import time
 from typing import Annotated, Optional
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -105,6 +106,26 @@ def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbe
     with console.status("executing notebooks …"):
         changed = notebook.execute_all(notebook.find(notebooks or ()), check, refresh, console.print)
     raise typer.Exit(bool(check and changed))
+
+
+@app.command()
+def experiment(name: Annotated[str, typer.Argument(help="number, name or path, for example 91")],
+               repeats: Annotated[Optional[int], typer.Option(help="trials of each point")] = None,
+               parameter: Annotated[Optional[list[str]], typer.Option("--parameter", "-p", help="name=value, of the notebook's parameters cell")] = None,
+               out: Annotated[Optional[str], typer.Option(help="folder for notebook, rows and pictures")] = None,
+               keep: Annotated[bool, typer.Option("--keep", help="write the results into the notebook itself as well")] = False):
+    """Run an experiment with other parameters. Stopped in the middle, the same command goes on."""
+    from labkit import experiment as experiments
+    from labkit import notebook
+    values = dict(item.split("=", 1) for item in parameter or () if "=" in item)
+    if len(values) != len(parameter or ()):
+        raise LabError(f"--parameter {' '.join(parameter)}; wanted: name=value, for example -p sizes=[128]")
+    values = {key: yaml.safe_load(value) for key, value in values.items()} | ({"repeats": repeats} if repeats else {})
+    out = out or str(nodes.PROJECT / "work" / notebook.find([name])[0].stem)
+    with console.status(f"running experiment {name} …"):
+        left = experiments.run(name, values, out, keep)
+    for path in left:
+        console.print(path)
 
 
 def main():

@@ -67,6 +67,12 @@ class Lab:
         return self.cluster.backend == "attached"
 
     @property
+    def about(self):
+        """What a measurement should be read with: backend, number of nodes, versions of server and client (dict)."""
+        return {"backend": self.cluster.backend, "nodes": len(self.cluster.nodes), "nats-server": self._version,
+                "nats-py": importlib.metadata.version("nats-py")}
+
+    @property
     def exercises(self):
         """The exercises of this lesson, by name: `await lab.exercises.NAME(answer)`, `.hint()`, `.solution()`."""
         return book(importlib.import_module(f"labkit.exercises.{self.topic}"), self)

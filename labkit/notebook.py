@@ -1,6 +1,7 @@
 """Executes a notebook and writes it in one stable form, so that it is committed with results and its diff is readable."""
 import asyncio
 import base64
+import os
 from pathlib import Path
 
 import nbformat
@@ -36,7 +37,8 @@ async def execute(path, refresh=False):
     notebook = nbformat.read(path, 4)
     before = {cell["id"]: (cell.source, cell.outputs) for cell in notebook.cells
               if IGNORED in cell.metadata.get("tags", []) and cell.get("outputs")}
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", record_timing=False,
+    os.environ["LABKIT_HEADLESS"] = "1"  # no progress bars, no widgets: nobody looks while it runs
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False,
                             extra_arguments=["--log-level=ERROR"],  # not its notice about TCP on loopback
                             resources={"metadata": {"path": str(path.parent)}})
     try:

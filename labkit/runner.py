@@ -30,6 +30,7 @@ async def main(order):
             await nc.flush()  # the last words are out; nothing else of this process is
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows: TerminateProcess
     try:
+        sys.path.insert(0, os.path.dirname(order["module"]))  # a module may import another one of its lesson
         work = runpy.run_path(order["module"])["work"]
         await point("ready")
         await work(nc, nc.jetstream(), point, **order["options"])

@@ -33,13 +33,11 @@ def folder(topic):
 
 
 def write(topic, name, source):
-    """Writes the module of a worker and returns its path. Raises LabError if the name is no plain NAME.py, SyntaxError
-    if the source is none, LabError if it has no `async def work`."""
+    """Writes a module for workers and returns its path. Raises LabError if the name is no plain NAME.py, SyntaxError if
+    the source is none."""
     if not name.endswith(".py") or not name[:-3].isidentifier():
         raise LabError(f"The worker's file is called {name!r}; wanted: a plain name such as charge.py.")
-    tree = ast.parse(source, name)
-    if not any(isinstance(node, ast.AsyncFunctionDef) and node.name == "work" for node in tree.body):
-        raise LabError(f"{name} has no coroutine function `work`; wanted: async def work(nc, js, point, …).")
+    ast.parse(source, name)
     path = folder(topic) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
@@ -51,9 +49,14 @@ def write(topic, name, source):
 def is_stub(topic, name):
     """True if the module's `work` holds nothing but `...`: an exercise that nobody has touched."""
     path = folder(topic) / name
-    tree = ast.parse(path.read_text(encoding="utf-8")) if name.endswith(".py") and path.exists() else ast.parse("")
-    bodies = [node.body for node in tree.body if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"]
-    return any(isinstance(part, ast.Expr) and getattr(part.value, "value", None) is ... for body in bodies for part in body)
+    body = _work(path) if name.endswith(".py") and path.exists() else []
+    return any(isinstance(part, ast.Expr) and getattr(part.value, "value", None) is ... for part in body)
+
+
+def _work(path):
+    """The body of the module's `work` (list of ast nodes); empty if it has none."""
+    return next((node.body for node in ast.parse(path.read_text(encoding="utf-8")).body
+                 if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"), [])
 
 
 def offer_magic(topic):
@@ -151,6 +154,8 @@ async def start(lab, module, name, log, kill_at, timeout, options):
     path = folder(lab.topic) / module
     if not path.exists():
         raise LabError(f"There is no {module!r} in {path.parent}; write it first, in a cell that begins with %%worker {module}")
+    if not _work(path):
+        raise LabError(f"{module} has no coroutine function `work`; wanted: async def work(nc, js, point, …).")
     if any(worker.alive and worker.name == name for worker in lab.workers):
         raise LabError(f"A worker {name!r} is running; end it first, or give this one another name.")
     said, subject = [], f"_LABKIT.worker.{NUID().next().decode()}"
@@ -162,7 +167,7 @@ async def start(lab, module, name, log, kill_at, timeout, options):
             bisect.insort(log.events, {**entry, "at": entry["at"] - log.start}, key=lambda e: e["at"])
     sub = await lab.nc.subscribe(subject, cb=note)
     await lab.nc.flush()
-    order = {"module": str(path), "login": lab.cluster.login(lab.topic), "events": subject, "name": name, "options": options,
+    order = {"module": str(path), "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "events": subject, "name": name, "options": options,
              "kill_at": None if kill_at is None else [kill_at, 1] if isinstance(kill_at, str) else list(kill_at)}
     child = subprocess.Popen([sys.executable, "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                              stderr=open(lab.scratch / f"{name}.err", "ab"), cwd=lab.scratch)

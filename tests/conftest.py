@@ -20,6 +20,7 @@ RUN_IF = {  # marker -> (environment variable that switches it on, what the test
 
 
 def pytest_configure(config):
+    os.environ["LABKIT_HEADLESS"] = "1"
     for marker, (switch, needs) in RUN_IF.items():
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 

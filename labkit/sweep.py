@@ -1,0 +1,116 @@
+"""Experiments: an async function measured over a grid of parameters, in shuffled order, repeated, and never twice for
+nothing: each row is on disk before the next trial begins. Nothing here knows of NATS."""
+import csv
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import platform
+import random
+import time
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from labkit.errors import LabError
+
+LAST = ["seconds", "error"]  # these columns stand behind the parameters and the measured values
+
+
+async def sweep(fn, grid, repeats=5, seed=1, warmup=1, path=None, about=None):
+    """Runs `await fn(**point)` for each point of the grid, `repeats` times, all trials in one shuffled order.
+
+    fn: coroutine function that returns a dict of measured values (numbers or short texts), the same keys each time.
+    grid: {parameter: list of values} (all combinations), or a list of dicts, one a point.
+    warmup: so many trials are run before the first one that counts, and thrown away.
+    path: CSV file that gets each row as soon as it is known. If it exists, its rows are kept and only what is missing is
+    run; so an interrupted sweep goes on where it stopped. about: facts for `attrs`, such as versions.
+
+    Returns a DataFrame, one row a trial, in the order of `trial`: the point's parameters, repeat, the values, seconds (of
+    the call) and error (empty, or what a failed trial raised; its values are missing). `attrs["environment"]` holds about,
+    the machine, and the arguments. Raises LabError if the file belongs to another sweep.
+    """
+    points = [dict(point) for point in grid] if isinstance(grid, list) else \
+        [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    trials = [(point, repeat) for repeat in range(repeats) for point in points]
+    random.Random(seed).shuffle(trials)
+    table = _Table(path, {"grid": json.loads(json.dumps(points)), "repeats": repeats, "seed": seed},
+                   {**machine(), **(about or {})})
+    todo = [(number, *trial) for number, trial in enumerate(trials) if number not in table.done]
+    for _, point, _ in todo[:warmup]:
+        await _trial(fn, point)
+    for number, point, repeat in tqdm(todo, initial=len(trials) - len(todo), total=len(trials), leave=False,
+                                      disable=bool(os.environ.get("LABKIT_HEADLESS"))):
+        table.add({"trial": number, "repeat": repeat, **point, **await _trial(fn, point)})
+    return table.frame()
+
+
+async def _trial(fn, point):
+    """One call: what it returned, how long it took (seconds), and what it raised, as text."""
+    began, values, error = time.perf_counter(), {}, ""
+    try:
+        values = await fn(**point)
+        if not isinstance(values, dict):
+            raise TypeError(f"{fn.__name__} returned {values!r}; wanted: a dict of measured values")
+    except Exception as raised:  # recorded, not lost; an interrupt goes through
+        error = f"{type(raised).__name__}: {raised}"
+    return {**(values if isinstance(values, dict) else {}), "seconds": time.perf_counter() - began, "error": error}
+
+
+class _Table:
+    """The rows so far, and the file that holds them: whole at any time, since each new one takes the old one's place."""
+
+    def __init__(self, path, plan, about):
+        self.path, self.rows = Path(path) if path else None, []
+        self.head = {"plan": plan, "environment": about}
+        if self.path and self.path.exists():
+            self._go_on()
+        elif self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._side().write_text(json.dumps(self.head, indent=1))
+        self.done = {int(row["trial"]) for row in self.rows}
+
+    def _side(self):
+        return self.path.with_suffix(".json")
+
+    def _go_on(self):
+        known = json.loads(self._side().read_text()) if self._side().exists() else {}
+        if known.get("plan") != self.head["plan"]:
+            raise LabError(f"{self.path} belongs to another sweep: {self._side().name} beside it names another grid, number "
+                           "of repeats or seed. Delete both to begin anew, or give another path.")
+        self.head = known
+        with open(self.path, newline="", encoding="utf-8") as file:
+            self.rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+    def add(self, row):
+        self.rows.append(row)
+        if self.path:
+            draft = self.path.with_suffix(".draft")
+            draft.write_text(self._text(), encoding="utf-8")
+            os.replace(draft, self.path)
+
+    def _text(self):
+        rows = sorted(self.rows, key=lambda row: int(row["trial"]))
+        columns = list(dict.fromkeys(key for row in rows for key in row if key not in LAST)) + LAST
+        out = io.StringIO()
+        writer = csv.DictWriter(out, columns or LAST, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue()
+
+    def frame(self):
+        """Read from the text of the file, also where there is none: a sweep that went on gives the same table as one that
+        was never interrupted."""
+        frame = pd.read_csv(io.StringIO(self._text()),
+                            dtype={"error": "str"}, keep_default_na=False, na_values=[""])
+        frame["error"] = frame["error"].fillna("")
+        frame.attrs["environment"] = {**self.head["environment"], **self.head["plan"]}
+        return frame
+
+
+def machine():
+    """What a reader wants to know of the machine that measured: system, cores, Python, versions of packages."""
+    return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
+            "python": platform.python_version(), "pandas": importlib.metadata.version("pandas")}

@@ -1,0 +1,68 @@
+"""`python -m labkit experiment`: another number of trials, data and pictures beside the notebook, clear refusals."""
+import json
+
+import nbformat
+import pandas as pd
+
+from labkit import notebook
+
+TINY = """
+import pandas as pd
+from labkit.pictures import Picture, canvas
+from labkit.sweep import sweep
+async def trial(size):
+    if size == stop:
+        raise KeyboardInterrupt
+    return {"double": size * 2}
+"""
+
+
+def book(path):
+    cell = nbformat.v4.new_code_cell
+    made = nbformat.v4.new_notebook(cells=[
+        cell("repeats = 2\nsizes = [1, 2]\nstop = 0\nout = ''", metadata={"tags": ["parameters"]}), cell(TINY),
+        cell("rows = await sweep(trial, {'size': sizes}, repeats=repeats, warmup=0, path=f'{out}/rows.csv')\nlen(rows)"),
+        cell("Picture(canvas(1, 1)[0], 'nothing at all')", id="nothing")])
+    nbformat.write(notebook.normalise(made), path)
+    return str(path)
+
+
+def test_it_leaves_notebook_rows_and_pictures(labkit, tmp_path):
+    code, said = labkit("experiment", book(tmp_path / "a.ipynb"), "--repeats", "3", "-p", "sizes=[1, 2, 5]", "--out",
+                        str(tmp_path / "out"))
+    assert code == 0, said
+    assert len(pd.read_csv(tmp_path / "out/rows.csv")) == 9
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.ipynb", "rows.csv", "rows.json", "nothing.png"}
+    assert (tmp_path / "out/nothing.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "out" / "rows.csv") in said
+    environment = json.loads((tmp_path / "out/rows.json").read_text())["environment"]
+    assert environment["cores"] >= 1 and environment["python"]
+
+
+def test_stopped_in_the_middle_the_same_command_goes_on(labkit, tmp_path):
+    path, out = book(tmp_path / "a.ipynb"), str(tmp_path / "out")
+    code, said = labkit("experiment", path, "--out", out, "-p", "stop=2")
+    assert code == 1 and "the same command goes on from there" in said
+    before = (tmp_path / "out/rows.csv").read_text().splitlines() if (tmp_path / "out/rows.csv").exists() else []
+    code, said = labkit("experiment", path, "--out", out)
+    assert code == 0, said
+    after = (tmp_path / "out/rows.csv").read_text().splitlines()
+    assert len(after) == 5 and set(before) <= set(after)
+
+
+def test_what_does_not_fit_is_refused_in_words(labkit, tmp_path):
+    path = book(tmp_path / "a.ipynb")
+    assert "no parameter 'size'; wanted: one of repeats, sizes, stop, out" in labkit("experiment", path, "-p", "size=3")[1]
+    assert "wanted: name=value" in labkit("experiment", path, "-p", "sizes")[1]
+    assert "has no `parameters` cell" in labkit("experiment", "00")[1]
+    assert "No notebook '77'" in labkit("experiment", "77")[1]
+
+
+def test_keep_writes_the_results_into_the_notebook_and_not_the_parameters(labkit, tmp_path):
+    path = book(tmp_path / "a.ipynb")
+    before = [cell.source for cell in nbformat.read(path, 4).cells]
+    code, said = labkit("experiment", path, "--repeats", "4", "--keep", "--out", str(tmp_path / "out"))
+    assert code == 0, said
+    after = nbformat.read(path, 4)
+    assert [cell.source for cell in after.cells] == before and after.cells[2].outputs[0].data["text/plain"] == "8"
+    assert notebook.normalise(nbformat.read(path, 4)) == after, "in the form in which it is committed"

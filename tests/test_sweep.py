@@ -1,0 +1,98 @@
+"""The bench for questions: order, repeats, failures, and the same table however often it was interrupted."""
+import asyncio
+import os
+import signal
+
+import pandas as pd
+import pytest
+
+from labkit import LabError
+from labkit.sweep import sweep
+
+GRID = {"size": [1, 2, 3], "kind": ["a", "b"]}
+
+
+def measure(calls, fail=lambda **point: False, stop_at=None):
+    async def trial(**point):
+        calls.append(point)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        if fail(**point):
+            raise ValueError("no such size")
+        return {"double": point["size"] * 2.5, "word": point["kind"] * 2}
+    return trial
+
+
+async def test_one_row_a_trial_in_an_order_that_the_seed_decides():
+    calls, again, other = [], [], []
+    frame = await sweep(measure(calls), GRID, repeats=4, seed=3, warmup=2)
+    await sweep(measure(again), GRID, repeats=4, seed=3, warmup=2)
+    await sweep(measure(other), GRID, repeats=4, seed=4, warmup=2)
+    assert list(frame.columns) == ["trial", "repeat", "size", "kind", "double", "word", "seconds", "error"]
+    assert list(frame["trial"]) == list(range(24)) and len(calls) == 26
+    assert (frame.groupby(["size", "kind"])["repeat"].apply(sorted).apply(list) == [[0, 1, 2, 3]] * 6).all()
+    assert calls == again != other and calls[2:] == frame[["size", "kind"]].to_dict("records")
+    assert calls[2:] != sorted(calls[2:], key=str), "shuffled"
+    assert (frame["double"] == frame["size"] * 2.5).all() and (frame["error"] == "").all()
+    assert frame.attrs["environment"]["seed"] == 3 and frame.attrs["environment"]["cores"] == os.cpu_count()
+
+
+async def test_a_failing_point_is_recorded_and_the_others_are_not_lost():
+    frame = await sweep(measure([], fail=lambda size, kind: size == 2), GRID, repeats=3)
+    failed = frame[frame["size"] == 2]
+    assert len(frame) == 18 and (failed["error"] == "ValueError: no such size").all() and failed["double"].isna().all()
+    assert (frame[frame["size"] != 2]["error"] == "").all()
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 7, 18])
+async def test_interrupted_and_resumed_it_gives_the_table_of_an_uninterrupted_one(tmp_path, stop_at):
+    path, calls = tmp_path / "rows" / "a.csv", []
+    whole = await sweep(measure([]), GRID, repeats=3, warmup=0, path=tmp_path / "whole.csv")
+    with pytest.raises(KeyboardInterrupt):
+        await sweep(measure(calls, stop_at=stop_at), GRID, repeats=3, warmup=0, path=path)
+    resumed = await sweep(measure(calls), GRID, repeats=3, warmup=0, path=path)
+    assert len(calls) == 19, "only the interrupted trial ran twice"
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(resumed, await sweep(measure(calls), GRID, repeats=3, path=path))
+    assert len(calls) == 19, "a complete one runs nothing again, no warm-up either"
+
+
+KILLED = """
+import asyncio, os, sys
+from labkit.sweep import sweep
+async def trial(size, kind):
+    if len(open(sys.argv[1]).read()) == 9: os.kill(os.getpid(), 9)
+    open(sys.argv[1], "a").write("x")
+    return {"double": size * 2.5, "word": kind * 2}
+asyncio.run(sweep(trial, {"size": [1, 2, 3], "kind": ["a", "b"]}, repeats=3, warmup=0, path=sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+async def test_killed_and_resumed_as_well(tmp_path):
+    import subprocess
+    import sys
+    (tmp_path / "count").touch()
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", KILLED, tmp_path / "count", tmp_path / "a.csv"])
+    assert done.returncode == -signal.SIGKILL and len(pd.read_csv(tmp_path / "a.csv")) == 9
+    calls = []
+    resumed = await sweep(measure(calls), GRID, repeats=3, warmup=0, path=tmp_path / "a.csv")
+    whole = await sweep(measure([]), GRID, repeats=3, warmup=0)
+    assert len(calls) == 9
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"))
+
+
+async def test_a_file_of_another_sweep_is_refused(tmp_path):
+    await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
+    with pytest.raises(LabError, match="belongs to another sweep.*Delete both"):
+        await sweep(measure([]), GRID, repeats=2, path=tmp_path / "a.csv")
+
+
+async def test_points_can_be_listed_and_a_function_must_return_values(tmp_path):
+    frame = await sweep(measure([]), [{"size": 1, "kind": "a"}, {"size": 2, "kind": "b"}], repeats=2)
+    assert len(frame) == 4
+
+    async def nothing(**point):
+        return 7
+    frame = await sweep(nothing, GRID, repeats=1)
+    assert frame["error"].str.contains("returned 7; wanted: a dict").all()
