@@ -64,7 +64,7 @@ def strips(frame, y, by, title, alt, xlabel="", band=None, log=True):
     ax.set_ylim(len(names) - .5, -.5)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(xlabel or y)
-    ax.set_title(title, pad=16 if band else 8)
+    figure.suptitle(title, x=.01, ha="left", fontsize=11, weight="bold", color=INK)  # the names at the left may be long
     return Picture(figure, alt)
 
 
@@ -76,7 +76,9 @@ def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
     columns: {column of the frame: quantile between 0 and 1}; limit: (value, text), drawn as a line.
     """
     figure, ax = canvas(8, 4)
-    for index, (name, group) in enumerate(frame.dropna(subset=list(columns)).groupby(by, sort=False)):
+    middle = list(columns)[len(columns) // 2]
+    groups = sorted(frame.dropna(subset=list(columns)).groupby(by), key=lambda item: item[1][middle].median())
+    for index, (name, group) in enumerate(groups):
         colour, _, dash = _look(index)
         values, shares = group[list(columns)], list(columns.values())
         ax.fill_betweenx(shares, values.min(), values.max(), color=colour, alpha=.18, lw=0)
