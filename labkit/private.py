@@ -63,7 +63,7 @@ def _laid_out():
     """A Private cluster with its ports, its folder and its proxies; no node runs yet."""
     folder = tempfile.mkdtemp(prefix="labkit-private-")
     ward.keep(folder=folder)
-    base, at = _free_base(), itertools.count(6000)
+    base, at = free_base(), itertools.count(6000)
     members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}") for i, name in enumerate(nodes.NAMES)]
     cluster = Private("embedded", members, [node.url for node in members])
     cluster.folder = folder
@@ -72,7 +72,7 @@ def _laid_out():
     return cluster
 
 
-def _free_base():
+def free_base():
     """A client port such that the ports of three nodes and six proxies are free (below those that systems give to
     outgoing connections, so that a node that was killed gets its own back)."""
     for base in random.sample(range(20000, 26000, 10), 600):

@@ -1,5 +1,7 @@
-"""How long the foundations take, beside their floors, measured in one run: python tests/benchmarks/foundations.py [runs]
+"""How long things take, beside their floors, measured in one run: python tests/benchmarks/benchmark.py [runs] [--lessons] [--suite]
 
+Boot of the cluster, Lab.open and imports always; with --lessons the wall time of each notebook in a kernel of its own, with
+--suite that of the whole test suite.
 Prints a table: median [least – most] in seconds, and the ratio of medians to the floor. Nothing is asserted: machines
 are noisy. Works on an embedded cluster of its own, on other ports than the lab's.
 """
@@ -14,8 +16,10 @@ import tempfile
 import time
 
 import nats
+import nbformat
+from nbclient import NotebookClient
 
-from labkit import Lab, nodes
+from labkit import Lab, nodes, notebook, private
 from labkit import cluster as clusters
 
 
@@ -80,18 +84,46 @@ def imports(module, runs):
     return took
 
 
+def lessons(runs):
+    """Seconds of an empty notebook, and of each lesson and experiment: start of a kernel, all cells, its end."""
+    async def run(book, folder):
+        start = time.perf_counter()
+        client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}},
+                                extra_arguments=["--log-level=ERROR"])
+        await client.async_execute()
+        return seconds(start)
+    asyncio.run(clusters.find_or_start())
+    empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("pass")])
+    books = {"an empty notebook": lambda: empty} | {path.stem: lambda path=path: nbformat.read(path, 4) for path in notebook.find()}
+    took = {name: [asyncio.run(run(read(), str(notebook.FOLDER))) for _ in range(runs)] for name, read in books.items()}
+    clusters.end_embedded()
+    return took
+
+
+def suite():
+    """Seconds of `python -m pytest`, and of a pytest that only collects."""
+    took = []
+    for more in (["--collect-only"], []):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pytest", "-q", *more], cwd=nodes.PROJECT, stdout=subprocess.DEVNULL, check=True)
+        took.append([seconds(start)])
+    return took
+
+
 def row(name, values, floor=None):
     ratio = f"{statistics.median(values) / statistics.median(floor):6.1f}×" if floor else ""
     print(f"{name:42} {statistics.median(values):7.3f} [{min(values):.3f} – {max(values):.3f}]  {ratio}")
 
 
-def main(runs):
+def main(runs, with_lessons, with_suite):
+    os.environ["LABKIT_HEADLESS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(LABKIT_HOME=folder, LABKIT_PORT="13222", LABKIT_BACKEND="embedded")
+        os.environ.update(LABKIT_HOME=folder, LABKIT_PORT=str(private.free_base()), LABKIT_BACKEND="embedded")
         floor = asyncio.run(one_server(runs))
         ready, stream = asyncio.run(boots(runs))
         plain, lab_open = asyncio.run(opens(runs))
         clusters.end_embedded()
+        books = lessons(max(2, runs // 10)) if with_lessons else {}
     bare, with_nats, with_lab = (imports(module, max(3, runs // 4)) for module in ("sys", "nats", "labkit"))
     print(f"median [least – most] of {runs} runs, seconds; ratio to the row with which each group begins\n")
     row("one plain server answers", floor)
@@ -102,7 +134,14 @@ def main(runs):
     row("python -c 'import sys'", bare)
     row("import nats", with_nats, bare)
     row("import labkit", with_lab, bare)
+    for name, took in books.items():
+        row(name, took, None if name.startswith("an ") else books["an empty notebook"])
+    if with_suite:
+        collecting, whole = suite()
+        row("pytest --collect-only", collecting)
+        row("pytest", whole, collecting)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    main(numbers[0] if numbers else 20, "--lessons" in sys.argv, "--suite" in sys.argv)
