@@ -21,3 +21,27 @@ def request_endings():
                        (10.3, .3, "still working")]:
         ax.annotate(text, (x, y), fontsize=9, color=INK)
     return Picture(figure, "A reply comes back through an inbox; or the server says that nobody listens; or time runs out.")
+
+
+@styled
+def two_steps():
+    """Lesson 07: charge and marker are two steps; whichever comes first, a worker can die between them."""
+    figure, ax = canvas(8, 2.6, xlim=(-.1, 10.4), ylim=(-.6, 2.75), title="Between two steps there is a place to die")
+    ax.set(xticks=[], yticks=[2, 1, 0], yticklabels=["charge, then mark", "mark, then charge", "both at once"])
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    steps = {2: ["charge", "mark"], 1: ["mark", "charge"], 0: ["charge + mark"]}
+    for row, words in steps.items():
+        width = 5.2 / len(words) - .6 * (len(words) - 1)
+        for place, word in enumerate(words):
+            left = place * 3.2
+            look = "acked" if "+" in word else "delivered" if word == "charge" else "redelivered"
+            ax.barh(row, width, left=left, height=.56, color=OUTCOME[look][0], alpha=.35, edgecolor=INK, lw=.8)
+            ax.annotate(word, (left + width / 2, row), ha="center", va="center", color=INK)
+        if len(words) == 2:
+            ax.plot(2.6, row, OUTCOME["lost"][1], color=OUTCOME["lost"][0], ms=11)
+    for row, text in [(2, "dies here: charged, not marked;\nthe next worker charges again"),
+                      (1, "dies here: marked, not charged;\nnobody ever charges"), (0, "no place between them:\none charge")]:
+        ax.annotate(text, (5.6, row), va="center", fontsize=9, color=INK)
+    return Picture(figure, "If the charge comes first, a crash before the marker leads to two charges; if the marker comes first, "
+                           "a crash before the charge leads to none; as one step they lead to one.")

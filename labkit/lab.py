@@ -118,14 +118,14 @@ class Lab:
                 await value
         self._undo.push_async_callback(call)
 
-    async def worker(self, module, name, log=None, kill_at=None, timeout=10, **options):
+    async def worker(self, module, name, log=None, kill_at=None, pause_at=None, timeout=10, **options):
         """Starts a worker as a process of its own, and returns a Worker once it is connected.
 
         module: file that a `%%worker` cell wrote; name: what it is called in the log; log: Recorder for its points;
-        kill_at: "point" or ("point", n): SIGKILL the n-th time it gets there; timeout: seconds to connect in;
-        options: passed on to its `work` (what JSON can carry). Raises LabError if it does not get ready.
+        kill_at: "point" or ("point", n): SIGKILL the n-th time it gets there; pause_at: the same, and it stands still there
+        until `.resume()`; timeout: seconds to connect in; options: passed on to its `work` (what JSON can carry). Raises LabError if it does not get ready.
         """
-        return await workers.start(self, module, name, log, kill_at, timeout, options)
+        return await workers.start(self, module, name, log, kill_at, pause_at, timeout, options)
 
     async def until(self, condition, timeout=5):
         """Waits until `condition()` (a function, or one that returns an awaitable) is true; returns what it returned.

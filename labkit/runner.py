@@ -16,34 +16,63 @@ import nats
 
 
 async def main(order):
-    """order: dict with module (path), login (of nats.connect), events (subject), name, kill_at ([event, count] or None)
-    and options (keyword arguments for work)."""
+    """order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and pause_at ([event, count]
+    or None) and options (keyword arguments for work)."""
     nc = await nats.connect(name=order["name"], **order["login"])
     passed = collections.Counter()
 
     async def point(event, **fields):
-        """Tells the notebook's recorder that this worker is here now. If this is where it is to be killed, it dies here."""
+        """Tells the notebook's recorder that this worker is here now. If this is where it is to be killed or paused, it
+        dies or stands still here."""
         passed[event] += 1
         entry = {"at": time.perf_counter(), "event": event, "worker": order["name"], **fields}
-        await nc.publish(order["events"], json.dumps(entry).encode())
-        if order["kill_at"] == [event, passed[event]]:
-            await nc.flush()  # the last words are out; nothing else of this process is
-            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows: TerminateProcess
+        here = [event, passed[event]]
+        if here in (order["kill_at"], order["pause_at"]):
+            last_words(order, entry)
+            kill() if here == order["kill_at"] else pause()
+        else:
+            await nc.publish(order["events"], json.dumps(entry).encode())
+            await asyncio.sleep(0)  # nats-py's own task writes it out now
     try:
-        sys.path.insert(0, os.path.dirname(order["module"]))  # a module may import another one of its lesson
+        sys.path.insert(0, os.path.dirname(order["module"]))  # the modules of one lesson may import each other
         work = runpy.run_path(order["module"])["work"]
         await point("ready")
         await work(nc, nc.jetstream(), point, **order["options"])
         await nc.drain()
     except Exception:
-        await point("failed", text=traceback.format_exc(limit=-3))
-        await nc.flush()
+        last_words(order, {"at": time.perf_counter(), "event": "failed", "worker": order["name"],
+                           "text": traceback.format_exc(limit=-3)})
         sys.exit(1)
+
+
+def last_words(order, entry):
+    """Returns when the notebook has noted this. They travel on a connection of their own while the worker's event loop
+    stands still: what it had not yet sent, an ack say, dies with it."""
+    async def say():
+        nc = await nats.connect(name=order["name"], **order["login"])
+        await nc.request(order["events"], json.dumps(entry).encode(), timeout=2)
+        await nc.close()
+    thread = threading.Thread(target=lambda: asyncio.run(say()))
+    thread.start()
+    thread.join()
+
+
+def kill():
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows: TerminateProcess
+
+
+def pause():
+    if hasattr(signal, "SIGSTOP"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        import psutil
+        psutil.Process().suspend()
 
 
 def die_with_the_parent():
     """The notebook holds the other end of stdin: when it is gone, so is this process, whatever it is doing."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin: a thread that waits there aborts (SIGABRT) an interpreter that ends
+        pass
     os._exit(1)
 
 

@@ -10,6 +10,7 @@ and runs as a process of its own that shares nothing with the notebook but the s
 import ast
 import asyncio
 import bisect
+import contextlib
 import json
 import os
 import subprocess
@@ -88,8 +89,10 @@ class Worker:
         return self.returncode is None
 
     def kill(self):
-        """SIGKILL: it ends where it stands (TerminateProcess on Windows)."""
+        """SIGKILL: it ends where it stands (TerminateProcess on Windows), and is gone when this returns."""
         self._child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1)
 
     def stop(self):
         """SIGTERM: asks it to end. What comes of it is the worker's own business (on Windows it is a kill)."""
@@ -149,7 +152,12 @@ async def end_all(workers):
     return errors
 
 
-async def start(lab, module, name, log, kill_at, timeout, options):
+def place(point):
+    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None."""
+    return [point, 1] if isinstance(point, str) else point and list(point)
+
+
+async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     """Starts a worker of this lab (see Lab.worker)."""
     path = folder(lab.topic) / module
     if not path.exists():
@@ -162,15 +170,19 @@ async def start(lab, module, name, log, kill_at, timeout, options):
 
     async def note(msg):
         entry = json.loads(msg.data)
+        if msg.reply:  # its last words: it waits until they are heard
+            await msg.respond(b"")
         said.append(entry)
         if log is not None:  # both clocks count from the same moment: perf_counter is the machine's
             bisect.insort(log.events, {**entry, "at": entry["at"] - log.start}, key=lambda e: e["at"])
     sub = await lab.nc.subscribe(subject, cb=note)
     await lab.nc.flush()
-    order = {"module": str(path), "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "events": subject, "name": name, "options": options,
-             "kill_at": None if kill_at is None else [kill_at, 1] if isinstance(kill_at, str) else list(kill_at)}
-    child = subprocess.Popen([sys.executable, "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                             stderr=open(lab.scratch / f"{name}.err", "ab"), cwd=lab.scratch)
+    order = {"module": str(path), "events": subject, "name": name, "options": options,
+             "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "kill_at": place(kill_at), "pause_at": place(pause_at)}
+    words = lab.scratch / f"worker-{len(lab.workers)}.err"
+    with open(words, "wb") as errors:  # -P: else labkit's own folder is on its path, and `import valkey` finds valkey.py there
+        child = subprocess.Popen([sys.executable, "-P", "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                 stderr=errors, cwd=lab.scratch)
     ward.keep(pid=child.pid)
     worker = Worker(name, child, sub, said)
     lab.workers.append(worker)
@@ -180,7 +192,9 @@ async def start(lab, module, name, log, kill_at, timeout, options):
     while not any(entry["event"] == "ready" for entry in said):
         if not worker.alive or time.monotonic() > end:
             await worker._close()
-            words = (lab.scratch / f"{name}.err").read_text(errors="replace").strip().splitlines()[-1:]
-            raise LabError(f"Worker {name} did not get ready in {timeout} s. It said: {' '.join(words) or 'nothing'}")
+            for error in worker._errors():
+                raise error
+            last = words.read_text(errors="replace").strip().splitlines()[-1:]
+            raise LabError(f"Worker {name} did not get ready in {timeout} s. It said: {' '.join(last) or 'nothing'}")
         await asyncio.sleep(0.005)
     return worker

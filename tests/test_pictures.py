@@ -2,7 +2,7 @@
 import matplotlib
 import pytest
 
-from labkit import Recorder, pictures
+from labkit import Recorder, ideas, lives, pictures
 
 
 @pytest.fixture
@@ -56,6 +56,18 @@ def test_outcomes_differ_by_shape_as_well_as_by_colour():
 
 @pytest.mark.parametrize("draw", [
     lambda: pictures.timeline(Recorder(), LANES, "t", "a"),
-    lambda: pictures.bars({}, "t", "a", "messages"), lambda: pictures.ecdf({}, "t", "a", "ms")])
+    lambda: pictures.bars({}, "t", "a", "messages"), lambda: pictures.ecdf({}, "t", "a", "ms"),
+    lambda: lives.lives(Recorder(), ["charged"], "t", "a", curves={"charged": "charged"}), ideas.two_steps])
 def test_an_empty_record_draws_an_empty_picture(draw):
     assert draw().png
+
+
+def test_lives_of_workers_in_lanes():
+    log = Recorder()
+    for at, event, worker, fields in [(.1, "ordered", None, {"order": 1}), (.2, "ready", "A1", {}), (.3, "here", "A1", {"order": 1}),
+                                      (.4, "killed", "A1", {"point": "here"}), (.5, "ready", "A2", {}), (.6, "here", "A2", {"order": 1}),
+                                      (.9, "resumed", "A2", {}), (1, "ready", "B", {})]:
+        log(event, worker=worker, **fields)["at"] = at
+    drawn = lives.lives(log, ["here"], "t", "a", curves={"ordered": "ordered", "done": "here"})
+    assert drawn.png == lives.lives(log, ["here"], "t", "a", curves={"ordered": "ordered", "done": "here"}).png
+    assert lives.looks_of(log, ["here"], many=False).keys() == {"here", "killed at here"}

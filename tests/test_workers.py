@@ -1,0 +1,235 @@
+"""Workers as processes: what they report, how they die, what they say when they cannot; and that none outlives a kernel."""
+import json
+import os
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+
+from labkit import Lab, LabError, Recorder, workers
+
+posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
+COUNTS = """
+import asyncio
+async def work(nc, js, point, most, **options):
+    for number in range(most):
+        await point("counted", number=number, **options)
+"""
+
+
+@pytest.fixture
+async def lab(shared):
+    lab = await Lab.open("checks")
+    yield lab
+    await lab._leave()
+
+
+def write(lab, source, name="one.py"):
+    workers.write(lab.topic, name, source)
+    return name
+
+
+async def test_a_worker_reports_its_points_on_the_axis_of_the_notebook_and_ends(lab):
+    log = Recorder()
+    log("begin")
+    a = await lab.worker(write(lab, COUNTS), "A", log, most=3, colour="red")
+    assert await a.ended() == 0 == a.returncode and not a.alive and repr(a) == "<Worker A: ended (0)>"
+    log("end")
+    assert [e["event"] for e in log.events] == ["begin", "ready", "counted", "counted", "counted", "end"]
+    assert [e["number"] for e in log.all("counted", worker="A", colour="red")] == [0, 1, 2]
+    assert [e["at"] for e in log.events] == sorted(e["at"] for e in log.events)
+
+
+@posix
+@pytest.mark.parametrize("place, seen", [("counted", 1), (("counted", 3), 3), ("ready", 0)])
+async def test_it_is_killed_at_a_named_point_and_its_last_words_are_heard(lab, place, seen):
+    log = Recorder()
+    a = await lab.worker(write(lab, COUNTS), "A", log, kill_at=place, most=10)
+    assert await a.ended() == -signal.SIGKILL and log.count("counted") == seen
+
+
+async def test_what_it_had_not_sent_dies_with_it(lab):
+    left = {}
+    for ack in ("ack", "ack_sync"):
+        await lab.js.add_stream(name=ack.upper(), subjects=[ack])
+        await lab.js.add_consumer(ack.upper(), durable_name="worker", ack_policy="explicit", ack_wait=30)
+        await lab.settled(ack.upper())
+        await lab.js.publish(ack, b"")
+        a = await lab.worker(write(lab, f"""
+async def work(nc, js, point):
+    sub = await js.pull_subscribe_bind("worker", "{ack.upper()}")
+    msg, = await sub.fetch(1, timeout=5)
+    await msg.{ack}()
+    await point("acked")
+"""), "A", kill_at="acked")
+        await a.ended()
+        left[ack] = (await lab.js.consumer_info(ack.upper(), "worker")).num_ack_pending
+    assert left == {"ack": 1, "ack_sync": 0}
+
+
+@posix
+async def test_it_stands_still_at_a_named_point_until_it_is_resumed(lab):
+    log = Recorder()
+    a = await lab.worker(write(lab, COUNTS), "A", log, pause_at=("counted", 2), most=4)
+    await lab.until(lambda: log.count("counted") == 2)
+    await lab.until(lambda: a.process.status() == psutil.STATUS_STOPPED)
+    assert a.alive and log.count("counted") == 2
+    a.resume()
+    assert await a.ended() == 0 and log.count("counted") == 4
+
+
+@posix
+async def test_kill_stop_pause(lab):
+    a, b, c = [await lab.worker(write(lab, WAITS), name) for name in "ABC"]
+    assert a.alive and repr(a) == "<Worker A: running>"
+    a.kill()
+    assert not a.alive and a.returncode == -signal.SIGKILL
+    a.kill()
+    b.stop()
+    assert await b.ended() == -signal.SIGTERM
+    c.pause()
+    await lab.until(lambda: c.process.status() == psutil.STATUS_STOPPED)
+    with pytest.raises(LabError, match="still runs after 0.1 s"):
+        await c.ended(timeout=0.1)
+    await lab.close()  # a paused one as well
+    assert not c.alive
+
+
+async def test_an_exception_in_work_is_heard_where_somebody_waits_for_it(lab):
+    a = await lab.worker(write(lab, "async def work(nc, js, point):\n    await point('here')\n    1 / 0\n"), "A")
+    with pytest.raises(LabError, match="(?s)Worker A ended with an error:.*one.py.*line 3.*ZeroDivisionError"):
+        await a.ended()
+    assert a.returncode == 1
+    await lab.close()  # it was heard
+
+
+async def test_or_else_when_the_lesson_ends(lab, capsys):
+    a = await lab.worker(write(lab, "async def work(nc, js, point):\n    await point('here')\n    1 / 0\n"), "A")
+    await lab.until(lambda: not a.alive)
+    with pytest.raises(LabError, match="(?s)Worker A ended with an error:.*ZeroDivisionError"):
+        await lab.close()
+
+
+@pytest.mark.parametrize("source, words", [
+    ("import no_such_module\n" + WAITS, "No module named 'no_such_module'"),
+    ("import time\ntime.sleep(60)\n" + WAITS, "did not get ready in 1 s. It said: nothing"),
+    ("import os, sys\nprint('I cannot', file=sys.stderr)\nos._exit(3)\n" + WAITS, "did not get ready in 1 s. It said: I cannot")])
+async def test_a_worker_that_does_not_get_ready_says_why(lab, source, words):
+    with pytest.raises(LabError, match=words):
+        await lab.worker(write(lab, source), "A", timeout=1 if "ready" in words else 10)
+    assert not any(worker.alive for worker in lab.workers)
+
+
+@pytest.mark.parametrize("name", ["", "charge", "charge.txt", "../charge.py", "/tmp/charge.py", "a-b.py", "a b.py", ".py"])
+def test_a_file_has_a_plain_name(shared, name):
+    with pytest.raises(LabError, match="wanted: a plain name such as charge.py"):
+        workers.write("checks", name, WAITS)
+
+
+@pytest.mark.parametrize("source", ["", "def work(nc, js, point): pass", "async def works(nc, js, point): pass"])
+def test_a_file_has_a_coroutine_function_work(shared, source):
+    with pytest.raises(LabError, match="has no coroutine function `work`"):
+        workers.write("checks", "one.py", source)
+
+
+def test_a_file_that_is_no_python_is_not_written(shared):
+    with pytest.raises(SyntaxError):
+        workers.write("checks", "broken.py", "async def work(:")
+    assert not (workers.folder("checks") / "broken.py").exists()
+
+
+async def test_no_such_file(lab):
+    with pytest.raises(LabError, match="There is no 'nobody.py'.*%%worker nobody.py"):
+        await lab.worker("nobody.py", "A")
+
+
+async def test_two_of_one_name(lab):
+    a = await lab.worker(write(lab, WAITS), "A")
+    with pytest.raises(LabError, match="A worker 'A' is running"):
+        await lab.worker("one.py", "A")
+    a.kill()
+    assert (await lab.worker("one.py", "A")).alive
+
+
+async def test_any_name_will_do(lab):
+    assert (await lab.worker(write(lab, WAITS), "a/b: é \"x\"")).alive
+
+
+async def test_modules_of_a_lesson_import_each_other_and_not_what_lies_beside_the_runner(lab):
+    log = Recorder()
+    write(lab, "VALUE = 7\nasync def work(nc, js, point): pass\n", "first.py")
+    write(lab, """
+import first, sys
+async def work(nc, js, point):
+    await point("here", value=first.VALUE, path=sys.path)
+""", "second.py")
+    await (await lab.worker("second.py", "A", log)).ended()
+    here = log.last("here")
+    assert here["value"] == 7 and os.path.dirname(workers.__file__) not in here["path"]
+
+
+async def test_the_scratch_folder_goes_with_the_lesson(lab):
+    scratch = lab.scratch
+    (scratch / "books.db").write_text("")
+    await lab.close()
+    assert not scratch.exists()
+
+
+KERNEL = """
+import asyncio, json, sys, time
+from labkit import Lab, ward, workers
+from labkit.valkey import valkey
+
+async def main():
+    lab = await Lab.open("effects_once")
+    workers.write("effects_once", "waits.py", %r)
+    a, b, c = [await lab.worker("waits.py", name, pause_at=place) for name, place in [("A", None), ("B", "ready"), ("C", None)]]
+    c.pause()
+    pids, folders = [a.pid, b.pid, c.pid, ward._ward.pid], [str(lab.scratch)]
+    if sys.platform != "win32":
+        import redis
+        client = redis.Redis.from_url(await valkey(lab), decode_responses=True)
+        pids.append(client.info("server")["process_id"])
+        folders.append(client.config_get("dir")["dir"])
+    print(json.dumps({"pids": pids, "folders": folders}), flush=True)
+    %s
+asyncio.run(main())
+"""
+
+
+def running(pids):
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("in_the_middle_of", ["time.sleep(60)", "await asyncio.sleep(60)"])
+def test_nothing_outlives_a_kernel_that_is_killed(shared, python, in_the_middle_of):
+    kernel = python(KERNEL % (WAITS, in_the_middle_of))
+    for line in kernel.stdout:
+        if line.startswith("{"):
+            break
+    told = json.loads(line)
+    assert len(running(told["pids"])) == len(told["pids"]) >= 4 + (sys.platform != "win32")
+    assert all(os.path.isdir(folder) for folder in told["folders"])
+    kernel.kill()
+    end = time.monotonic() + 15
+    while running(told["pids"]) or any(map(os.path.exists, told["folders"])):
+        assert time.monotonic() < end, (running(told["pids"]), [*filter(os.path.exists, told["folders"])])
+        time.sleep(0.02)
+
+
+@posix
+def test_nor_one_whose_whole_process_group_is_killed(shared, python, monkeypatch):
+    import subprocess
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: popen(*a, **{**k, "start_new_session": True}))
+    kernel = python(KERNEL % (WAITS, "time.sleep(60)"))
+    monkeypatch.undo()
+    told = next(json.loads(line) for line in kernel.stdout if line.startswith("{"))
+    os.killpg(kernel.pid, signal.SIGKILL)
+    end = time.monotonic() + 15
+    while running(told["pids"]) or any(map(os.path.exists, told["folders"])):
+        assert time.monotonic() < end
+        time.sleep(0.02)
