@@ -1,6 +1,7 @@
 """The inside of a worker process (see workers.py): connects, and runs `work` of a module that stands in a notebook.
 
 It imports nothing of labkit, so that a worker starts as fast as nats-py does."""
+import _thread
 import asyncio
 import collections
 import json
@@ -38,6 +39,9 @@ async def main(order):
         work = runpy.run_path(order["module"])["work"]
         await point("ready")
         await work(nc, nc.jetstream(), point, **order["options"])
+        for sub in list(nc._subs.values()):
+            if not sub._cb:  # nobody reads it any more, and drain would wait for that (drain_timeout, 30 s)
+                await sub.unsubscribe()
         await nc.drain()
     except Exception:
         last_words(order, {"at": time.perf_counter(), "event": "failed", "worker": order["name"],
@@ -69,14 +73,17 @@ def pause():
         psutil.Process().suspend()
 
 
-def die_with_the_parent():
-    """The notebook holds the other end of stdin: when it is gone, so is this process, whatever it is doing."""
-    while os.read(0, 4096):  # not sys.stdin: a thread that waits there aborts (SIGABRT) an interpreter that ends
-        pass
+def listen_to_the_parent():
+    """The notebook holds the other end of stdin: when it is gone, so is this process, whatever it is doing. A word from
+    there is SIGTERM for Windows, which has none."""
+    while os.read(0, 1024):  # not sys.stdin: a thread that waits there aborts the interpreter's end (SIGABRT)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            break
+        _thread.interrupt_main(signal.SIGTERM)
     os._exit(1)
 
 
 if __name__ == "__main__":
     order = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=die_with_the_parent, daemon=True).start()
+    threading.Thread(target=listen_to_the_parent, daemon=True).start()
     asyncio.run(main(order))

@@ -95,8 +95,12 @@ class Worker:
             self._child.wait(1)
 
     def stop(self):
-        """SIGTERM: asks it to end. What comes of it is the worker's own business (on Windows it is a kill)."""
-        self._child.terminate()
+        """SIGTERM: asks it to end. What comes of it is the worker's own business."""
+        if os.name == "nt":  # where terminate() is a kill: the runner raises SIGTERM inside the worker
+            self._child.stdin.write(b"stop\n")
+            self._child.stdin.flush()
+        else:
+            self._child.terminate()
 
     def pause(self):
         """It stands still and keeps its connection (SIGSTOP; psutil's suspend on Windows)."""

@@ -130,9 +130,9 @@ def test_a_file_has_a_plain_name(shared, name):
 
 
 @pytest.mark.parametrize("source", ["", "def work(nc, js, point): pass", "async def works(nc, js, point): pass"])
-def test_a_file_has_a_coroutine_function_work(shared, source):
+async def test_a_worker_has_a_coroutine_function_work(lab, source):
     with pytest.raises(LabError, match="has no coroutine function `work`"):
-        workers.write("checks", "one.py", source)
+        await lab.worker(write(lab, source), "A")
 
 
 def test_a_file_that_is_no_python_is_not_written(shared):
