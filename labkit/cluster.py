@@ -12,6 +12,8 @@ from filelock import AsyncFileLock, Timeout
 from labkit import compose, nodes
 from labkit.errors import LabError
 from labkit.nodes import Node
+from labkit.settle import can_create
+from labkit.state import agreed
 
 LEAST_ROOM = 256 << 20  # bytes of free disk below which no node is started
 
@@ -162,11 +164,13 @@ async def _start_embedded(say):
     state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
     try:
         await wait_ready(members)
+        cluster = Cluster("embedded", members, [node.url for node in members])
+        await can_create(cluster)
     except BaseException:
         nodes.end_processes([node.process() for node in missing])
         raise
     state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
-    return Cluster("embedded", members, [node.url for node in members])
+    return cluster
 
 
 def refuse_full_disk():
@@ -189,8 +193,8 @@ def refuse_taken_ports(members):
 
 
 async def wait_ready(members, timeout=20):
-    """Waits until all nodes agree on a meta leader that sees two current replicas (seconds). Raises LabError early
-    if a process ends. Learns the server ids on the way."""
+    """Waits until all nodes are linked and agree on a meta leader that sees two current replicas (seconds). Raises
+    LabError early if a process ends. Learns the server ids on the way."""
     start = time.monotonic()
     while True:
         told = await asyncio.gather(*(node.varz(timeout=0.3) for node in members))
@@ -207,19 +211,6 @@ async def wait_ready(members, timeout=20):
             raise LabError(f"The cluster was not ready after {timeout} s. Last seen: {seen}. "
                            f"Logs: {members[0].log.parent}")
         await asyncio.sleep(0.02)
-
-
-def agreed(told):
-    """True if every node names the same meta leader, and that leader sees two replicas, current and online.
-
-    told: what the nodes say of themselves on /varz, one dict a node. Only the leader's own view counts: followers
-    know little of each other."""
-    metas = {facts["server_name"]: facts["jetstream"].get("meta", {}) for facts in told}
-    leaders = {meta.get("leader") for meta in metas.values()}
-    if len(leaders) != 1 or not leaders & set(metas):
-        return False
-    replicas = metas[leaders.pop()].get("replicas") or []
-    return len([r for r in replicas if r["current"] and not r.get("offline")]) == 2
 
 
 def last_words(node):

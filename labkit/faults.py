@@ -54,8 +54,11 @@ class Faults:
     async def start(self, name, timeout=10):
         """Starts a node that was killed or stopped, on the data that it left. Returns when it answers (seconds)."""
         node = self._node(name)
-        if not await self._container("start", node) and not node.process():
-            self.lab.cluster.spawn(node)
+        if not await self._container("start", node):
+            if (process := node.process()) and process.status() == psutil.STATUS_STOPPED:
+                raise LabError(f"{name} is paused, not dead. Let it go on: await lab.faults.resume({name!r})")
+            if not process:
+                self.lab.cluster.spawn(node)
         await self.lab.until(node.varz, timeout)
         node.server_id = (await node.varz(timeout=2) or {}).get("server_id", "")
 
@@ -64,17 +67,19 @@ class Faults:
 
         Processes: the proxies on their routes forward nothing (links.py); two nodes that are isolated are each alone.
         Containers: they leave the network of the routes (docker network disconnect)."""
-        for name in names:
-            await self._container("network", self._node(name), "disconnect")
-        self.isolated |= set(names)
+        for node in [self._node(name) for name in names]:  # all are known before the first is cut off
+            if node.name not in self.isolated:
+                await self._container("network", node, "disconnect")
+                self.isolated.add(node.name)
         if isinstance(self.lab.cluster, Private):
             self.lab.cluster.links.silence(self.isolated)
 
     async def rejoin(self, *names):
         """Ends the partition of these nodes."""
-        self.isolated -= set(names)
-        for name in names:
-            await self._container("network", self._node(name), "connect")
+        for node in [self._node(name) for name in names]:
+            if node.name in self.isolated:
+                await self._container("network", node, "connect")
+                self.isolated.remove(node.name)
         if isinstance(self.lab.cluster, Private):
             self.lab.cluster.links.silence(self.isolated)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import faults, nodes, private, settle, slate, state, tables, ward, workers
+from labkit import cockpit, faults, nodes, private, settle, slate, state, tables, ward, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
@@ -170,7 +170,13 @@ class Lab:
 
     async def nodes(self):
         """One row a node: state, version, who leads the meta group, connections, memory (MiB), uptime (seconds)."""
-        return await tables.nodes(self.cluster)
+        return await tables.nodes(self.cluster, self.faults.isolated)
+
+    async def replicas(self):
+        """One row a replica of a stream: role, state, lag, messages; also while JetStream does not answer."""
+        return await tables.replicas(self.cluster, self.topic)
+
+    cockpit = cockpit.show  # lab.cockpit(): a live map of the nodes, with a button for each fault
 
     async def streams(self):
         """One row a stream of this account."""

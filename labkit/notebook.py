@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from labkit.cockpit import WIDGETS
 from labkit.errors import LabError
 from labkit.nodes import PROJECT
 
@@ -67,6 +68,7 @@ def normalise(notebook):
             cell.execution_count = count
             cell.outputs = merged(cell.outputs)
             for output in cell.outputs:
+                output.get("data", {}).pop(WIDGETS, None)  # of a notebook that was saved in JupyterLab
                 if output.output_type == "execute_result":
                     output.execution_count = count
     return notebook

@@ -17,6 +17,9 @@ OUTCOME = {  # Okabe-Ito colours, safe for colour-blind readers; the shape says 
     "redelivered": ("#E69F00", "^"), "lost": ("#D55E00", "X"), "duplicate": ("#CC79A7", "D")}
 SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
+STATE = {  # of a node -> fill, edge, shape; "up" is a circle, and no other shape is mistaken for one
+    "up": ("#d9efe5", "#009E73", "o"), "paused": ("#fbe9d0", "#E69F00", "s"), "isolated": ("#f6e3ee", "#CC79A7", "D"),
+    "dead": ("#f9dfd0", "#D55E00", "8"), "no answer": (GRID, MUTED, "p")}
 STYLE = {"font.size": 10, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
          "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold", "axes.titlelocation": "left",
          "axes.titlesize": 11, "axes.titlecolor": INK, "legend.frameon": False, "axes.axisbelow": True}
@@ -171,7 +174,8 @@ def cluster_map(table, title, alt, notes=None):
         ax.plot(*zip(at[a], at[b]), color=MUTED if whole else OUTCOME["lost"][0], lw=2, ls="-" if whole else ":", zorder=0)
     for name, (x, y) in at.items():
         row = table.loc[name]
-        ax.plot(x, y, "o", ms=56, mfc="#d9efe5" if row["state"] == "up" else "#fbe9d0", mec=INK, mew=1.4)
+        fill, _, shape = STATE[row["state"]]
+        ax.plot(x, y, shape, ms=44 if shape == "D" else 56, mfc=fill, mec=INK, mew=1.4)
         ax.text(x, y + .1, name, ha="center", va="center", fontsize=12, weight="bold", color=INK)
         ax.text(x, y - .2, row["state"], ha="center", va="center", fontsize=8, color=INK)
         words = [f"port {row['port']}", *(["★ leads the cluster (meta)"] if row["meta"] == "leader" else []),

@@ -10,6 +10,7 @@ from labkit.cluster import Cluster, find_compose, refuse_full_disk, start_compos
 from labkit.errors import LabError
 from labkit.links import Links
 from labkit.nodes import Node
+from labkit.settle import can_create
 
 NOWHERE = "127.0.0.1:1"  # what a node tells others about its routes: gossip must not lead around the proxies
 
@@ -40,6 +41,7 @@ async def start(say=lambda text: None, tries=3):
             for node in cluster.nodes:
                 cluster.spawn(node)
             await wait_ready(cluster.nodes)
+            await can_create(cluster)
             return cluster
         except LabError:  # another program may have taken a port in that moment
             cluster.end()

@@ -10,13 +10,34 @@ server/opts.go (the system account, which carries the reply, has a route of its 
 import asyncio
 import time
 
-from nats.errors import NoRespondersError
+from nats.errors import Error, NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError
 
+from labkit.client import connect
 from labkit.errors import LabError
 
 REFUSED = (10060,)  # "expected stream does not match": said by the leader itself, so it is known here
 NOWHERE = {"Nats-Expected-Stream": "no-such-stream"}  # the leader refuses such a message, so a probe stores nothing
+
+
+async def can_create(cluster, timeout=20):
+    """Returns when an R3 stream was created on this cluster (and is gone again): the proof that it is ready.
+
+    A meta leader that sees all replicas is no proof: for some more milliseconds it may not know enough of the other servers
+    to place a stream on them (10005, "no suitable peers"; 3 of 160 boots). timeout: seconds; raises LabError."""
+    client, end = await connect(**cluster.login("checks")), time.monotonic() + timeout
+    js = client.jetstream(timeout=1)
+    try:
+        while True:
+            try:
+                await js.add_stream(name="READY", subjects=["labkit.ready"], num_replicas=3, storage="memory")
+                return await js.delete_stream("READY")
+            except (Error, TimeoutError) as error:  # once more, also after an answer that was lost: it is the same stream
+                if time.monotonic() > end:
+                    raise LabError(f"No R3 stream could be created after {timeout} s: {error!r}.") from None
+                await asyncio.sleep(0.02)
+    finally:
+        await client.close()
 
 
 async def settled(client, stream, timeout=5):

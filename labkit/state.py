@@ -6,6 +6,7 @@ import time
 from labkit.errors import LabError
 
 ASK = "jsz?accounts=true&streams=true&consumers=true"
+SILENT = 3e9  # nanoseconds: a follower that its leader has not heard for so long does not count (heartbeats come each second)
 
 
 async def seen(cluster, account):
@@ -26,6 +27,29 @@ async def seen(cluster, account):
     return found
 
 
+def agreed(told):
+    """True if every node has all its routes and names the same meta leader, and that leader sees two replicas, current
+    and online.
+
+    told: what the nodes say of themselves on /varz, one dict a node. Only the leader's own view counts: followers
+    know little of each other."""
+    metas = {facts["server_name"]: facts["jetstream"].get("meta", {}) for facts in told}
+    leaders = {meta.get("leader") for meta in metas.values()}
+    if not linked(told) or len(leaders) != 1 or not leaders & set(metas):
+        return False
+    replicas = metas[leaders.pop()].get("replicas") or []
+    return len([r for r in replicas if r["current"] and not r.get("offline")]) == 2
+
+
+def linked(told):
+    """True if every node has all its routes to each other: a pool of them, and one for the system account alone.
+
+    A leader can be elected over two of three links. What the third would carry, such as the answer to the first request
+    that creates a stream, is lost without a word until that link stands: seconds, when two nodes dialled each other at
+    once and dropped both calls as duplicates (2.15.1: about one boot in three is `agreed` before it is linked)."""
+    return all(facts["routes"] >= (len(told) - 1) * (facts["cluster"].get("pool_size", 1) + 1) for facts in told)
+
+
 def group(view, stream=None, consumer=None):
     """One node's view of the raft group of the stream, of the consumer, or, without either, of the meta group (dict)."""
     if not stream:
@@ -36,7 +60,12 @@ def group(view, stream=None, consumer=None):
 
 async def leader(cluster, account, stream=None, consumer=None):
     """Name of the node that says of itself that it leads, and (as it sees it) with a majority; None if nobody does."""
-    for name, view in (await seen(cluster, account)).items():
+    return leading(await seen(cluster, account), stream, consumer)
+
+
+def leading(views, stream=None, consumer=None):
+    """The same, from what seen() returned."""
+    for name, view in views.items():
         known = group(view, stream, consumer)
         if known.get("leader") == name and _majority(known):
             return name
@@ -46,8 +75,13 @@ async def leader(cluster, account, stream=None, consumer=None):
 def _majority(known):
     """An isolated leader goes on saying that it leads for some seconds; it has not heard of the others for long."""
     others = known.get("replicas") or []
-    fresh = [r for r in others if not r.get("offline") and r.get("active", 0) < 3e9]
-    return 2 * (len(fresh) + 1) > len(others) + 1
+    return 2 * (len(list(filter(heard, others))) + 1) > len(others) + 1
+
+
+def heard(peer):
+    """True if the leader that tells of this replica has heard of it lately. One that it has never heard of since its
+    election has active 0 and is not current, and may be dead for hours without being "offline"."""
+    return not peer.get("offline") and peer.get("active", 0) < SILENT and (peer["current"] or peer.get("active", 0) > 0)
 
 
 async def wait_for_leader(lab, stream=None, consumer=None, other_than=None, timeout=15):
@@ -74,9 +108,12 @@ async def wait_for_current(lab, stream=None, timeout=15):
 
 
 async def wait_for_whole(lab, timeout=30):
-    """Waits until all nodes answer, agree on one meta leader, and that one sees the others; then the same for each stream
-    of the lesson. timeout: seconds; raises LabError that shows what was seen last."""
+    """Waits until all nodes answer, are linked, agree on one meta leader, and that one sees the others; then the same for
+    each stream of the lesson. timeout: seconds; raises LabError that shows what was seen last."""
     async def look():
+        told = await asyncio.gather(*(node.varz() for node in lab.cluster.nodes))
+        if not all(told) or not linked(told):
+            return None
         views = await seen(lab.cluster, lab.topic)
         if len(views) < len(lab.cluster.nodes) or len({view["meta"].get("leader") for view in views.values()}) > 1:
             return None

@@ -2,24 +2,80 @@
 import asyncio
 import datetime
 
+import psutil
 
-async def nodes(cluster):
-    """Columns: node, state ("up" or "no answer"), version, meta ("leader" or "follower"), connections, memory_mib,
-    uptime_s. What an attached cluster does not tell (its monitoring port is not known) is left out."""
+from labkit import compose, state
+from labkit.errors import LabError
+from labkit.private import Private
+
+
+async def nodes(cluster, isolated=()):
+    """Columns: node, state, port, version, meta ("leader" or "follower"), connections, memory_mib, uptime_s. What a node
+    that is silent does not tell is left out.
+
+    state: "up"; "isolated" (it answers, and is cut off from the others); "paused"; "dead"; "no answer" where more cannot
+    be known. isolated: names of the nodes that are cut off, since no node can tell that of itself."""
     import pandas as pd
     told = await asyncio.gather(*(node.varz() for node in cluster.nodes))
     rows = []
     for node, facts in zip(cluster.nodes, told):
         if not facts:
-            rows.append({"node": node.name, "state": "no answer", "port": node.port})
+            rows.append({"node": node.name, "state": await asyncio.to_thread(_why_silent, cluster, node), "port": node.port})
             continue
         leader = facts["jetstream"].get("meta", {}).get("leader")
         up = _when(facts["now"]) - _when(facts["start"])
-        rows.append({"node": node.name, "state": "up", "port": node.port, "version": facts["version"],
-                     "meta": "leader" if leader == node.name else "follower", "connections": facts["connections"],
-                     "memory_mib": round(facts["mem"] / 2**20, 1), "uptime_s": round(up.total_seconds(), 1)})
+        rows.append({"node": node.name, "state": "isolated" if node.name in isolated else "up", "port": node.port,
+                     "version": facts["version"], "meta": "leader" if leader == node.name else "follower",
+                     "connections": facts["connections"], "memory_mib": round(facts["mem"] / 2**20, 1),
+                     "uptime_s": round(up.total_seconds(), 1)})
     columns = ["node", "state", "port", "version", "meta", "connections", "memory_mib", "uptime_s"]
     return pd.DataFrame(rows, columns=columns).set_index("node")
+
+
+def _why_silent(cluster, node):
+    """The state of a node that does not answer: of a private one the process tells it, of a container, docker."""
+    if isinstance(cluster, Private):
+        process = node.process()
+        try:
+            return "dead" if not process else "paused" if process.status() == psutil.STATUS_STOPPED else "no answer"
+        except psutil.NoSuchProcess:
+            return "dead"
+    if cluster.backend == "compose":
+        try:
+            word = compose.docker("inspect", "-f", "{{.State.Status}}", f"labkit-{node.name}").strip()
+        except LabError:  # there is no such container any more
+            return "dead"
+        return {"paused": "paused", "exited": "dead", "dead": "dead"}.get(word, "no answer")
+    return "no answer"
+
+
+async def replicas(cluster, account):
+    """Columns: stream, node, role ("leader" or "follower"), state ("current", "behind" or "offline", as the leader sees it;
+    "unknown" while nobody leads), lag (entries of the log that it has not confirmed), messages (in this node's own store).
+    One row a replica of a stream of this account, read from the nodes themselves, so it works while JetStream does not;
+    a stream all of whose nodes are silent is not in it."""
+    import pandas as pd
+    views = await state.seen(cluster, account)
+    rows = []
+    for stream in sorted({name for view in views.values() for name in view["streams"]}):
+        leader = state.leading(views, stream)
+        holders = {name: state.group(view, stream) for name, view in views.items() if stream in view["streams"]}
+        peers = {peer["name"]: peer for peer in holders.get(leader, {}).get("replicas") or []}
+        members = {*holders, *(peer["name"] for known in holders.values() for peer in known.get("replicas") or [])}
+        for node in sorted(members):
+            own = views.get(node, {"streams": {}})["streams"].get(stream)
+            rows.append({"stream": stream, "node": node, "role": "leader" if node == leader else "follower",
+                         "state": _standing(node, leader, peers), "lag": peers.get(node, {}).get("lag", 0) if leader else None,
+                         "messages": own and own["state"]["messages"]})
+    frame = pd.DataFrame(rows, columns=["stream", "node", "role", "state", "lag", "messages"])
+    return frame.astype({"lag": "Int64", "messages": "Int64"}).set_index(["stream", "node"])
+
+
+def _standing(node, leader, peers):
+    if not leader:
+        return "unknown"
+    peer = peers.get(node, {"current": node == leader})
+    return "offline" if not state.heard(peer) else "current" if peer["current"] else "behind"
 
 
 async def streams(js):

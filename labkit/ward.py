@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import psutil
 
@@ -41,21 +42,33 @@ def _tell(entry):
     _ward.stdin.flush()
 
 
-def _end(entry):
+def _end(entries):
+    """Kills these processes, all before it waits for any: where nobody reaps orphans (in many a container) a killed one
+    stays as a zombie, and waiting for it would let the next one live on."""
+    killed = []
+    for entry in entries:
+        try:
+            process = psutil.Process(entry["pid"])
+            if abs(process.create_time() - entry["created"]) < 0.01:  # a pid that was given away again is not it
+                process.kill()  # a paused process dies of it as well
+                killed.append(process)
+        except psutil.Error:
+            pass
+    end = time.monotonic() + 5
+    while time.monotonic() < end and any(map(_runs, killed)):
+        time.sleep(0.02)
+
+
+def _runs(process):
     try:
-        process = psutil.Process(entry["pid"])
-        if abs(process.create_time() - entry["created"]) < 0.01:  # a pid that was given away again is not it
-            process.kill()  # a paused process dies of it as well
-            process.wait(5)
-    except psutil.Error:
-        pass
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":
     entries = [json.loads(line) for line in sys.stdin.buffer]  # ends when the kernel has ended
-    for entry in entries:
-        if "pid" in entry:
-            _end(entry)
+    _end([entry for entry in entries if "pid" in entry])
     for entry in entries:
         if "folder" in entry:
             shutil.rmtree(entry["folder"], ignore_errors=True)

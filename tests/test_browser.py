@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from labkit import cluster as clusters
@@ -79,6 +80,87 @@ def test_run_all_in_jupyterlab(address, browser, lesson):
     look(page, lesson.removesuffix(".ipynb"))
     page.close()
     assert (notebook.FOLDER / lesson).read_bytes() == stored, "running must not write to the committed notebook"
+
+
+COCKPIT = [
+    'from labkit import Lab\nlab = await Lab.open("checks", private=True)',
+    'await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)\n'
+    'await lab.settled("ORDERS")\nfor number in range(12):\n    await lab.js.publish("orders.new", b"")\nawait lab.wait_for_current("ORDERS")',
+    "lab.cockpit()",
+    "await lab.close()"]
+
+
+@pytest.fixture
+def folder():
+    """A folder below work/, where a learner's own notebooks are; it goes with the test."""
+    work = nodes.PROJECT / "work"
+    there = work.exists()
+    work.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=work))
+    yield folder
+    shutil.rmtree(work if not there else folder)
+
+
+def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, folder):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in COCKPIT])
+    nbformat.write(notebook.normalise(book), folder / "cockpit.ipynb")
+    page = browser.new_page(viewport={"width": 1100, "height": 1000})
+    page.set_default_timeout(30_000)
+    page.goto(f"{address}/lab/tree/work/{folder.name}/cockpit.ipynb?reset&token=look")
+    page.wait_for_function(READY)
+    page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
+    for _ in COCKPIT[:3]:
+        page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
+    cockpit = page.locator(".jp-OutputArea-output .widget-vbox")
+    leader = cockpit.locator("td:has-text('★ leader')")
+    leader.wait_for()
+
+    def who():
+        return ["n1", "n2", "n3"][leader.evaluate("cell => cell.cellIndex") - 1]
+
+    def is_in(node, state):
+        cockpit.locator(f"g[data-node={node}][data-state={state}]").wait_for()
+
+    def press(words):
+        cockpit.get_by_role("button", name=words, exact=True).click()
+
+    before = who()
+    shot(page, cockpit, "cockpit-1-whole")
+    cockpit.locator(f"button.labkit-kill-{before}").click()
+    is_in(before, "dead")
+    page.wait_for_function("""before => { const cells = [...document.querySelectorAll('.widget-vbox td')];
+        const leader = cells.find(cell => cell.innerText.includes('★ leader'));
+        return leader && 'n' + leader.cellIndex !== before }""", arg=before)
+    after = who()
+    assert after != before
+    cockpit.get_by_text(re.compile(rf"ORDERS: {after} leads, [0-9.]+ s after {before}")).wait_for()
+    shot(page, cockpit, "cockpit-2-killed")
+    third = ({"n1", "n2", "n3"} - {before, after}).pop()
+    cockpit.locator(f"button.labkit-isolate-{third}").click()
+    is_in(third, "isolated")
+    cockpit.locator(f"button.labkit-pause-{after}").click()
+    is_in(after, "paused")
+    shot(page, cockpit, "cockpit-3-three-faults")
+    press("heal all")
+    for node in ("n1", "n2", "n3"):
+        is_in(node, "up")
+    cockpit.get_by_text(re.compile("heal all: done in")).wait_for()
+    cockpit.locator("select").select_option("ORDERS")
+    press("step down")
+    cockpit.get_by_text(re.compile("step down of ORDERS: done in .* leads now")).wait_for()
+    shot(page, cockpit, "cockpit-4-healed")
+    page.evaluate("() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 3 }")  # a click chose the cockpit's
+    page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
+    page.get_by_text("closed: nothing left behind").wait_for()
+    assert "image/png" in page.evaluate(CELLS)[2]["outputs"][0]["data"], "what stays where no kernel runs"
+    cockpit.get_by_text("The lesson is closed").wait_for()
+    page.close()
+
+
+def shot(page, cockpit, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for_timeout(800)  # the map is drawn twice a second
+    cockpit.screenshot(path=SHOTS / f"{name}.png")
 
 
 def look(page, name):
