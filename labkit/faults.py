@@ -3,6 +3,7 @@
 They work on a lesson's private cluster (processes) and on the compose cluster (containers), never on one of your own.
 """
 import asyncio
+import contextlib
 import json
 import signal
 
@@ -21,12 +22,13 @@ class Faults:
     """`lab.faults`: kill, stop, lame_duck, pause, resume, start, isolate, rejoin, step_down, heal."""
 
     def __init__(self, lab):
-        self.lab, self.isolated, self.used = lab, set(), False
+        self.lab, self.isolated, self.ducks, self.used = lab, set(), set(), False
 
     async def kill(self, name):
         """SIGKILL: the node is gone at once, with everything it had not handed to the operating system."""
         node = self._node(name)
         await self._container("kill", node) or await asyncio.to_thread(node.end)
+        self.ducks.discard(name)
 
     async def stop(self, name):
         """SIGTERM: the node hands its leaderships over and ends in good order (on Windows it is a kill)."""
@@ -39,6 +41,7 @@ class Faults:
         node = self._node(name)
         if not hasattr(signal, "SIGUSR2"):
             raise LabError("Windows has no signal for lame duck mode. Use stop() here, or the compose cluster.")
+        self.ducks.add(name)  # it answers for minutes to come, but takes no part any more: heal() ends it
         await self._container("kill", node, "--signal", "SIGUSR2") or self._alive(node).send_signal(signal.SIGUSR2)
 
     async def pause(self, name):
@@ -52,7 +55,8 @@ class Faults:
         await self._container("unpause", node) or self._alive(node).resume()
 
     async def start(self, name, timeout=10):
-        """Starts a node that was killed or stopped, on the data that it left. Returns when it answers (seconds)."""
+        """Starts a node that was killed or stopped, on the data that it left. Returns when clients can connect to it
+        (its monitoring answers a moment earlier). timeout: seconds."""
         node = self._node(name)
         if not await self._container("start", node):
             if (process := node.process()) and process.status() == psutil.STATUS_STOPPED:
@@ -60,6 +64,7 @@ class Faults:
             if not process:
                 self.lab.cluster.spawn(node)
         await self.lab.until(node.varz, timeout)
+        await self.lab.until(lambda: not nodes.is_free(node.port), timeout)
         node.server_id = (await node.varz(timeout=2) or {}).get("server_id", "")
 
     async def isolate(self, *names):
@@ -83,28 +88,37 @@ class Faults:
         if isinstance(self.lab.cluster, Private):
             self.lab.cluster.links.silence(self.isolated)
 
-    async def step_down(self, stream=None, consumer=None, timeout=10):
+    async def step_down(self, stream=None, consumer=None, to=None, timeout=10):
         """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the
-        system account). Returns the new leader's name. Raises LabError if there is none after `timeout` seconds."""
+        system account). to: the node that shall lead (default: any other; nothing happens if it leads already).
+        Returns the new leader's name. Raises LabError if there is none after `timeout` seconds."""
         self._refuse_attached()
         before = await state.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
+        if before == to:
+            return to
+        wish = json.dumps({"placement": {"preferred": to}}).encode() if to else b""
         what = ".".join(filter(None, ["CONSUMER" if consumer else "STREAM" if stream else "META", "LEADER.STEPDOWN",
                                       stream, consumer]))
         client = self.lab.nc if stream else await nats.connect(**self.lab.cluster.login("sys"))
         try:
-            answer = json.loads((await client.request(f"$JS.API.{what}", timeout=5)).data)
+            answer = json.loads((await client.request(f"$JS.API.{what}", wish, timeout=5)).data)
         finally:
             if not stream:
                 await client.close()
         if "error" in answer:
             raise LabError(f"The server refused: {answer['error']}")
-        return await state.wait_for_leader(self.lab, stream, consumer, other_than=before, timeout=timeout)
+        now = await state.wait_for_leader(self.lab, stream, consumer, other_than=before, timeout=timeout)
+        return now if to in (None, now) else await self.step_down(stream, consumer, to, timeout)
 
     async def heal(self, timeout=30):
         """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes
         agree on a leader that sees the others. timeout: seconds; raises LabError that shows what was seen last."""
         if not self.used:
             return
+        for name in list(self.ducks):
+            with contextlib.suppress(LabError):  # its container may have ended by itself
+                await self.kill(name)
+        self.ducks.clear()
         for node in self.lab.cluster.nodes:
             await self._revive(node)
         await self.rejoin(*self.isolated)

@@ -33,13 +33,14 @@ async def execute(path, refresh=False):
     """The notebook as it should stand in the repository, executed anew: text of the file.
 
     Cells tagged nbval-ignore-output (times, pictures) keep their committed output unless `refresh` is true or they
-    have none, so that their noise makes no diff. Raises LabError if a cell fails.
+    have none, so that their noise makes no diff. Raises LabError if a cell fails, or takes more than 120 s (environment:
+    LABKIT_CELL_TIMEOUT, for the long run of a measurement).
     """
     notebook = nbformat.read(path, 4)
     before = {cell["id"]: (cell.source, cell.outputs) for cell in notebook.cells
               if IGNORED in cell.metadata.get("tags", []) and cell.get("outputs")}
     os.environ["LABKIT_HEADLESS"] = "1"  # no progress bars, no widgets: nobody looks while it runs
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False,
+    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", record_timing=False,
                             extra_arguments=["--log-level=ERROR"],  # not its notice about TCP on loopback
                             resources={"metadata": {"path": str(path.parent)}})
     try:
