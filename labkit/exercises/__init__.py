@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from labkit import workers
 
-LIMIT = 10  # seconds that a check may take; an answer that never returns must not hang the notebook
+LIMIT = 10  # seconds that a check may take if it does not say limit=; an answer that never returns must not hang the notebook
 
 
 class NotYet(Exception):
@@ -27,12 +27,13 @@ class Exercise:
 
     lab = None
 
-    def __init__(self, check, hints, solution, wrong):
+    def __init__(self, check, hints, solution, wrong, limit=None):
         self.name, self.task, self.check = check.__name__, inspect.cleandoc(check.__doc__), check
         self.hints, self.source, self.wrong, self.shown = hints, inspect.cleandoc(solution), wrong, 0
+        self.limit = limit
 
     def bind(self, lab):
-        bound = Exercise(self.check, self.hints, self.source, self.wrong)
+        bound = Exercise(self.check, self.hints, self.source, self.wrong, self.limit)
         bound.lab = lab
         return bound
 
@@ -49,13 +50,14 @@ class Exercise:
             return f"{self.name}: not yet. Pass the function itself, without calling it: no () behind its name."
         if self.lab and self.lab.nc.is_closed:
             return f"{self.name}: the lab is closed. Run the setup cell again, then your answer and this check."
+        limit = self.limit or LIMIT
         try:
-            await asyncio.wait_for(self.check(self.lab, answer), LIMIT)
+            await asyncio.wait_for(self.check(self.lab, answer), limit)
             return f"{self.name}: passed."
         except NotYet as observed:
             said = str(observed)
         except TimeoutError as error:
-            said = f"It did not end within {LIMIT} s: something waits for a message that never comes." if not str(error) \
+            said = f"It did not end within {limit} s: something waits for a message that never comes." if not str(error) \
                 else f"It ended with {type(error).__name__}: {error}."
         except Exception as error:
             said = f"Your code raised {type(error).__name__}: {error}{_line(error)}."
@@ -73,9 +75,10 @@ class Exercise:
         print(self.source)
 
 
-def exercise(hints, solution, wrong):
-    """Makes an Exercise of a check. wrong: {mistake: (source of a wrong answer, words that its verdict contains)}."""
-    return lambda check: Exercise(check, hints, solution, wrong)
+def exercise(hints, solution, wrong, limit=None):
+    """Makes an Exercise of a check. wrong: {mistake: (source of a wrong answer, words that its verdict contains)};
+    limit: seconds that the check may take (default: LIMIT)."""
+    return lambda check: Exercise(check, hints, solution, wrong, limit)
 
 
 def book(module, lab):
