@@ -17,9 +17,10 @@ class Links:
     def __init__(self, routes):
         """routes: {(node, other): (port to listen on, port of the other's routes)}."""
         self.ports = {pair: port for pair, (port, _) in routes.items()}
-        # A session of its own: interrupting a cell signals the kernel's process group, and must not end the routes.
-        detached = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True})
-        self.child = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **detached)
+        # A session of its own: an interrupt of the kernel (the stop button) goes to the kernel's whole process group.
+        detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+        self.child = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.DEVNULL, **detached)
         self._ask([[*pair, *ports] for pair, ports in routes.items()])
 
     def silence(self, names):

@@ -63,6 +63,7 @@ class Node:
     pid: int = 0
     created: float = 0.0         # seconds since the epoch, as the system counts a process's creation
     server_id: str = ""
+    sync: str = "2m"             # how long the server may leave what it wrote to the operating system; or "always"
 
     @property
     def url(self):
@@ -92,7 +93,8 @@ class Node:
         """Starts the process, detached from this one, and returns at once. advertise: what to tell other nodes about
         its own route port (default: the port itself)."""
         settings = {
-            "NODE": self.name, "BACKEND": "embedded", "ROUTE_PING": "30s", "STORE": Path(self.store).as_posix(),
+            "NODE": self.name, "BACKEND": "embedded", "ROUTE_PING": "30s", "SYNC": self.sync,
+            "STORE": Path(self.store).as_posix(),
             "CLIENT_LISTEN": f"127.0.0.1:{self.port}", "CLIENT_ADVERTISE": f"127.0.0.1:{self.port}",
             "MONITOR_LISTEN": f"127.0.0.1:{self.monitor}",
             "CLUSTER_LISTEN": f"127.0.0.1:{self.route}", "CLUSTER_ADVERTISE": advertise or f"127.0.0.1:{self.route}"}

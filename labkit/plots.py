@@ -1,6 +1,10 @@
-"""Pictures of experiments: every trial is a dot, the median is a line or a bar, and the spread is never hidden."""
+"""Pictures of trials and of histories: every trial is a dot, the median a line or a bar; the spread is never hidden."""
+import statistics
+
 from labkit.pictures import DASHES, GRID, INK, MUTED, SERIES, Picture, canvas, styled
 
+HATCHES = ["", "///", "...", "xx"]
+BAND = "#fbe9d0"
 SHAPES = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 
@@ -8,8 +12,8 @@ def _look(index):
     return SERIES[index % len(SERIES)], SHAPES[index % len(SHAPES)], DASHES[index // len(SERIES) % len(DASHES)]
 
 
-def _numbers(axis):
-    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+def _plain(value, _=None):
+    return f"{value:,.10g}"
 
 
 @styled
@@ -26,7 +30,7 @@ def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=Non
         ax.plot(middle.index, middle, marker=shape, ls=dash, color=colour, ms=6, lw=1.6, label=str(name))
     _dress(ax, log)
     if "x" in log:
-        _numbers(ax.xaxis)
+        ax.xaxis.set_major_formatter(_plain)
         ax.set_xticks(sorted(frame[x].unique()), minor=False)
         ax.set_xticks([], minor=True)
     if line:
@@ -41,29 +45,36 @@ def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=Non
 
 
 @styled
-def strips(frame, y, by, title, alt, xlabel="", band=None, log=True):
-    """One row for each value of the column `by`: every trial a dot, the median a bar across.
+def strips(samples, title, alt, xlabel, limit=None, band=None):
+    """One row a name, every trial a dot, the median a bar with its value at the right, on a log axis.
 
-    band: (from, to, text) of a range that a source predicts, drawn behind."""
-    names = list(dict.fromkeys(frame[by]))
-    figure, ax = canvas(8, 1.3 + .38 * len(names))
-    for row, name in enumerate(names):
-        values = frame.loc[frame[by] == name, y].dropna()
-        colour, shape, _ = _look(row)
-        spread = [row + .24 * ((i % 5) - 2) / 2 for i in range(len(values))]  # so that equal ones do not hide each other
-        ax.plot(values, spread, shape, color=colour, ms=5, alpha=.6, mew=0)
-        if len(values):
-            ax.plot([values.median()] * 2, [row - .36, row + .36], color=INK, lw=2.2)
+    samples: {name: values above 0}, from top to bottom; limit: (value, text) drawn as a dashed line; band: (from, to, text)
+    of a range that a source predicts, drawn behind the dots.
+    """
+    figure, ax = canvas(8, 1.3 + .38 * len(samples))
     if band:
-        ax.axvspan(band[0], band[1], color=GRID, zorder=-1)
-        ax.annotate(band[2], (band[0], 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
-                    fontsize=9, color=MUTED)
-    _dress(ax, "x" if log else "")
-    _numbers(ax.xaxis)
-    ax.set_yticks(range(len(names)), [f"{name} (n = {int((frame[by] == name).sum())})" for name in names])
-    ax.set_ylim(len(names) - .5, -.5)
+        ax.axvspan(band[0], band[1], color=BAND, zorder=-1)
+    if limit:
+        ax.axvline(limit[0], color=MUTED, lw=1, ls="--", zorder=1)
+    for at, text in [(band[0], band[2])] * bool(band) + [limit] * bool(limit):
+        ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", fontsize=9,
+                    color=MUTED, ha="center" if limit else "left")
+    for row, values in enumerate(samples.values()):
+        beside = [row + .2 * ((i % 5) - 2) / 2 for i in range(len(values))]  # so that equal ones do not hide each other
+        ax.plot(values, beside, "o", color=SERIES[0], ms=5, alpha=.6, mew=0)
+        middle = statistics.median(values)
+        ax.plot([middle] * 2, [row - .36, row + .36], color=INK, lw=2.2)
+        ax.annotate(f"{middle:,.3g}" if middle < 1000 else f"{middle:,.0f}", (1, row), xycoords=("axes fraction", "data"),
+                    xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color=INK, weight="bold")
+    every = [value for values in samples.values() for value in values] + [edge for edge in (limit or ())[:1] + (band or ())[:2]]
+    ax.set_xlim(min(every) / 1.25, max(every) * 1.25)
+    _dress(ax, "x")
+    ax.xaxis.set_major_formatter(_plain)
+    ax.xaxis.set_minor_formatter(_plain if max(every) < 10 * min(every) else lambda *_: "")
+    ax.set_yticks(range(len(samples)), list(samples))
+    ax.set_ylim(len(samples) - .5, -.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(xlabel or y)
+    ax.set_xlabel(xlabel)
     figure.suptitle(title, x=.01, ha="left", fontsize=11, weight="bold", color=INK)  # the names at the left may be long
     return Picture(figure, alt)
 
@@ -84,7 +95,7 @@ def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
         ax.fill_betweenx(shares, values.min(), values.max(), color=colour, alpha=.18, lw=0)
         ax.plot(values.median(), shares, color=colour, ls=DASHES[index % len(DASHES)] if dash == "-" else dash, lw=1.8, label=str(name))
     _dress(ax, "x")
-    _numbers(ax.xaxis)
+    ax.xaxis.set_major_formatter(_plain)
     if limit:
         ax.axvline(limit[0], color=INK, lw=1, ls=":")
         ax.annotate(limit[1], (limit[0], .03), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
@@ -94,6 +105,32 @@ def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
     ax.set_xlabel(xlabel)
     ax.set_title(title)
     figure.legend(loc="outside lower center", ncol=3, fontsize=9)
+    return Picture(figure, alt)
+
+
+@styled
+def spans(rows, title, alt, xlabel, mark=None):
+    """One row a name, bars from first to last of what it holds; each kind of content has a colour and a hatch.
+
+    rows: {name: [(first, last, kind), …]}, from top to bottom; mark: (value, text) drawn as a dashed line.
+    """
+    figure, ax = canvas(8, 1.35 + .42 * len(rows))
+    kinds = list(dict.fromkeys(kind for parts in rows.values() for *_, kind in parts))
+    for index, parts in enumerate(rows.values()):
+        for first, last, kind in parts:
+            look = kinds.index(kind)
+            ax.barh(index, last - first + 1, left=first - .5, height=.6, color=SERIES[look], hatch=HATCHES[look],
+                    edgecolor="white", linewidth=0, label=kind)
+    if mark:
+        ax.axvline(mark[0], color=INK, lw=1, ls="--")
+        ax.annotate(mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                    ha="center", fontsize=9, color=INK)
+    ax.set(ylim=(len(rows) - .5, -.5), xlabel=xlabel)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.tick_params(axis="y", length=0)
+    ax.set_title(title, pad=20 if mark else 8)
+    shown = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncol=len(kinds), fontsize=9, handlelength=1.6)
     return Picture(figure, alt)
 
 

@@ -31,12 +31,14 @@ class Private(Cluster):
         return [node.name for node in self.nodes if node.process()]
 
 
-async def start(say=lambda text: None, tries=3):
-    """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises LabError."""
+async def start(say=lambda text: None, tries=3, sync="2m"):
+    """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises LabError.
+
+    sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always"."""
     nodes.home().mkdir(parents=True, exist_ok=True)
     refuse_full_disk()
     while True:
-        cluster = _laid_out()
+        cluster = _laid_out(sync)
         try:
             for node in cluster.nodes:
                 cluster.spawn(node)
@@ -61,12 +63,12 @@ async def start_or_containers(say):
     return containers or await start(say)
 
 
-def _laid_out():
+def _laid_out(sync):
     """A Private cluster with its ports, its folder and its proxies; no node runs yet."""
     folder = tempfile.mkdtemp(prefix="labkit-private-")
     ward.keep(folder=folder)
     base, at = free_base(), itertools.count(6000)
-    members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}") for i, name in enumerate(nodes.NAMES)]
+    members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}", sync=sync) for i, name in enumerate(nodes.NAMES)]
     cluster = Private("embedded", members, [node.url for node in members])
     cluster.folder = folder
     cluster.links = Links({(a.name, b.name): (base + next(at), b.route) for a in members for b in members if a is not b})
