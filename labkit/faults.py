@@ -47,7 +47,10 @@ class Faults:
     async def pause(self, name):
         """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""
         node = self._node(name)
-        await self._container("pause", node) or self._alive(node).suspend()
+        if not await self._container("pause", node):
+            process = self._alive(node)
+            process.suspend()  # sends the signal; on a busy machine the threads stop some milliseconds later
+            await self.lab.until(lambda: process.status() == psutil.STATUS_STOPPED)
 
     async def resume(self, name):
         """SIGCONT: it goes on after pause()."""

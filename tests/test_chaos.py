@@ -98,7 +98,7 @@ async def chaos(seconds, seed, at_once=1):
         async with asyncio.timeout(30):
             await asyncio.gather(*publishers)
         acked = {entry["msg"] for entry in log.all("acked")}
-        await lab.until(lambda: all(acked <= processed(log, n) for n in "123"), timeout=30)
+        await lab.until(lambda: all(acked <= processed(log, n) for n in "123"), timeout=60)
         stored = await everything(lab, OPTIONS)
     finally:
         done.set()
