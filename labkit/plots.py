@@ -44,6 +44,11 @@ def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=Non
     return Picture(figure, alt)
 
 
+def samples(frame, column, by, names=None):
+    """{name: the column's values of the rows where `by` is that name}, in the order of names (default: as they come)."""
+    return {str(name): list(frame.loc[frame[by] == name, column].dropna()) for name in (names or frame[by].unique())}
+
+
 @styled
 def strips(samples, title, alt, xlabel, limit=None, band=None):
     """One row a name, every trial a dot, the median a bar with its value at the right, on a log axis.
