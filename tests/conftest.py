@@ -15,6 +15,7 @@ from labkit import nodes
 RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
+    "prometheus": ("LABKIT_TEST_PROMETHEUS", "the program prometheus (Debian's package of that name)"),
     "browser": ("LABKIT_TEST_BROWSER", "Chromium and tests/browser/requirements.txt"),
 }
 

@@ -22,13 +22,15 @@ def defined(topic):
     return {name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)}
 
 
+PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells if cell["id"] == "setup" and "private=True" in cell.source}
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
 WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
 
 
 @pytest.fixture
 async def lab(shared, request):
-    lab = await Lab.open(request.node.callspec.params["topic"])
+    topic = request.node.callspec.params["topic"]
+    lab = await Lab.open(topic, private=topic in PRIVATE)
     yield lab
     await lab._leave()
     assert not lab._net.take(), "an answer left an error behind in a callback or a task"
