@@ -23,6 +23,7 @@ def defined(topic):
     return {name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)}
 
 
+PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells if cell["id"] == "setup" and "private=True" in cell.source}
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
 WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
 
