@@ -1,4 +1,4 @@
-"""Every case of the clinic, on one private cluster: it falls ill, wrong repairs are flagged, the documented one heals."""
+"""Every case of the clinic, on one private cluster: ill, wrong repairs are flagged, the documented one heals."""
 import inspect
 
 import pytest

@@ -156,7 +156,7 @@ class Ask(Case):
             await nc.subscribe(self.settings["service_subject"], "prices", cb=answer)
             await self._stopping.wait()
         finally:
-            await farewell(nc)
+            await asyncio.shield(farewell(nc))
 
     async def shop(self):
         nc = await self.connect("shop", **{key: self.settings[key] for key in ("servers", "user", "password")})
@@ -170,7 +170,7 @@ class Ask(Case):
                     self.note("shop", error)
                 await asyncio.sleep(0.03)
         finally:
-            await farewell(nc)
+            await asyncio.shield(farewell(nc))
 
     def symptom(self):
         return self.failed > 8 and not self.answered

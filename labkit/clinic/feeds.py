@@ -44,7 +44,7 @@ class gaps_in_the_chart(Case):
                     await nc.publish("ticks.nats", str(self.sent).encode())
                 await self.until(self._stopping.is_set, 0.5)
         finally:
-            await farewell(nc)
+            await asyncio.shield(farewell(nc))
 
     async def chart(self):
         async def draw(msg):
@@ -56,7 +56,7 @@ class gaps_in_the_chart(Case):
                                pending_msgs_limit=self.settings["pending_msgs_limit"])
             await self._stopping.wait()
         finally:
-            await farewell(nc, drain=False)
+            await asyncio.shield(farewell(nc, drain=False))
 
     def symptom(self):
         return self.sent > 200 and self.log()["message"].str.contains("SlowConsumer").any()
@@ -145,7 +145,7 @@ class drill_gone_wrong(Case):
                     self.answers += 1
                 await asyncio.sleep(0.05)
         finally:
-            await farewell(nc, drain=False)
+            await asyncio.shield(farewell(nc, drain=False))
 
     async def drill(self):
         """Kills the node that the shop is on, once it knows of the other one."""

@@ -62,7 +62,7 @@ class Shop(Case):
                     await self._sell(nc)
                 await asyncio.sleep(0.002 if self.busy else 0.04)
         finally:
-            await farewell(nc, drain=False)
+            await asyncio.shield(farewell(nc, drain=False))
 
     async def _sell(self, nc):
         self.number += 1
@@ -108,7 +108,7 @@ class Shop(Case):
                 for msg in msgs:
                     await self.settings["handler"](msg, process)
         finally:
-            await farewell(nc, drain=False)
+            await asyncio.shield(farewell(nc, drain=False))
 
     # --- is it well? -----------------------------------------------------------------------------------------------
 
