@@ -23,12 +23,15 @@ def defined(topic):
 
 
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
+PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells
+           if cell.cell_type == "code" and "Lab.open(" in cell.source and "private=True" in cell.source}
 WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
 
 
 @pytest.fixture
 async def lab(shared, request):
-    lab = await Lab.open(request.node.callspec.params["topic"])
+    topic = request.node.callspec.params["topic"]
+    lab = await Lab.open(topic, private=topic in PRIVATE)
     yield lab
     await lab._leave()
     assert not lab._net.take(), "an answer left an error behind in a callback or a task"
