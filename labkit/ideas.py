@@ -1,4 +1,6 @@
 """The drawing at the head of a lesson: its idea as a sketch, from no data."""
+from matplotlib.patches import Rectangle
+
 from labkit.pictures import GRID, INK, OUTCOME, Picture, canvas, styled
 
 
@@ -45,3 +47,22 @@ def two_steps():
         ax.annotate(text, (5.6, row), va="center", fontsize=9, color=INK)
     return Picture(figure, "If the charge comes first, a crash before the marker leads to two charges; if the marker comes first, "
                            "a crash before the charge leads to none; as one step they lead to one.")
+
+
+@styled
+def settings_on_the_way():
+    """Lesson 13: five places that a message passes, and the settings that decide what happens there when something breaks."""
+    figure, ax = canvas(8, 2.2, xlim=(.1, 9.8), ylim=(-1.5, .5), title="Each place on the way breaks in its own manner, and has its own settings")
+    ax.axis("off")
+    places = [("producer", "Nats-Msg-Id\ntimeout, retry"), ("connection", "name, ping interval\nreconnect for ever\ncallbacks"),
+              ("server", "account, TLS\npermissions\nlimits"), ("consumer", "ack wait, backoff\nmax deliver, filter\nmax ack pending"),
+              ("worker", "answer, heartbeat\ndrain on exit")]
+    for index, (place, settings) in enumerate(places):
+        x = index * 2 + .95
+        ax.add_patch(Rectangle((x - .66, -.27), 1.32, .54, facecolor="#cfe3f1", edgecolor=INK, lw=.8))
+        ax.text(x, 0, place, ha="center", va="center", fontsize=11, weight="bold", color=INK)
+        ax.text(x, -.5, settings, ha="center", va="top", fontsize=9, color=INK, linespacing=1.5)
+        if index:
+            ax.annotate("", (x - .62, 0), (x - 1.38, 0), arrowprops={"arrowstyle": "-|>", "color": INK})
+    return Picture(figure, "Producer, connection, server, consumer and worker, in a row; below each the settings that decide "
+                           "what happens there when something breaks.")

@@ -145,7 +145,7 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
     log: a Recorder with "depth" events (see sampling) and events to mark, with a field `stream`. A field `text` is
          written beside its mark, where that is not the text of the mark before.
     """
-    looks = {**OUTCOME, **ENDING, "removed": (INK, "x")}
+    looks = {**OUTCOME, **ENDING, "removed": (INK, "x"), "killed": OUTCOME["lost"]}
     figure, _ = canvas(8, .7 + 1.5 * len(names))
     figure.clear()
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]

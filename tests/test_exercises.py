@@ -25,6 +25,8 @@ def defined(topic):
 
 PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells if cell["id"] == "setup" and "private=True" in cell.source}
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
+PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells
+           if cell.cell_type == "code" and "Lab.open(" in cell.source and "private=True" in cell.source}
 WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
 
 
