@@ -61,7 +61,7 @@ def strips(samples, title, alt, xlabel, limit=None, band=None):
         ax.axvspan(band[0], band[1], color=BAND, zorder=-1)
     if limit:
         ax.axvline(limit[0], color=MUTED, lw=1, ls="--", zorder=1)
-    for at, text in [(band[0], band[2])] * bool(band) + [limit] * bool(limit):
+    for at, text in filter(None, [band and (band[0], band[2]), limit]):
         ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", fontsize=9,
                     color=MUTED, ha="center" if limit else "left")
     for row, values in enumerate(samples.values()):
