@@ -121,14 +121,12 @@ class Case:
         async def error_cb(error):
             self.note(app, error)
         try:
-            self.clients[app] = await client.connect(timeout=1.5, error_cb=error_cb, name=app,
-                                                     **{**self.login(), **options})
+            self.clients[app] = await client.connect(
+                timeout=1.5, error_cb=error_cb, name=app, dont_randomize=True, connect_timeout=0.5,
+                **{**self.lab.cluster.login(self.lab.topic), **options})
             return self.clients[app]
         except LabError as error:
             raise ConnectionError(str(error).split(". ")[0]) from None
-
-    def login(self):
-        return {"dont_randomize": True, **self.lab.cluster.login(self.lab.topic)}
 
     async def until(self, condition, timeout):
         """True as soon as condition() is; False after `timeout` seconds."""

@@ -29,13 +29,9 @@ class Shop(Case):
     repeats = False         # True: the repair makes old orders come twice
 
     def defaults(self):
-        return {**self.login(), "subject": "orders.{kind}", "msg_id": "order-{order}", "durable": "billing",
+        return {**self.lab.cluster.login(self.lab.topic),
+                "subject": "orders.{kind}", "msg_id": "order-{order}", "durable": "billing",
                 "filter_subject": "", "handler": handle}
-
-    def login(self):
-        login = super().login()
-        login.pop("dont_randomize")
-        return login
 
     def apps(self):
         return {"shop": self.shop, "billing": self.billing}
@@ -197,6 +193,7 @@ class Shop(Case):
 
     async def place(self, wanted):
         """ORDERS with one replica on a node for which wanted(name) is true: where its leader is when the others go."""
+        await self.lab.wait_for_current()
         info = await self.js.add_stream(**self.stream, num_replicas=3)
         leader = info.cluster.leader
         while not wanted(leader):
