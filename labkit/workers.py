@@ -195,7 +195,9 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     end = time.monotonic() + timeout
     while not any(entry["event"] == "ready" for entry in said):
         if not worker.alive or time.monotonic() > end:
-            await worker._close()
+            await worker._close()  # hears all that was on its way
+            if any(entry["event"] == "ready" for entry in said):
+                break  # it got ready and has ended since: killed, as it was told to be
             for error in worker._errors():
                 raise error
             last = words.read_text(errors="replace").strip().splitlines()[-1:]
