@@ -191,11 +191,11 @@ async def test_random_faults_lose_nothing_for_twelve_seconds(folder):
     await survives(12, seed=5, at_once=1, folder=folder)
 
 
-@pytest.mark.chaos
+@pytest.mark.soak
 async def test_random_faults_lose_nothing_for_a_minute(folder):
     await survives(60, seed=2024, at_once=1, folder=folder)
 
 
-@pytest.mark.chaos
+@pytest.mark.soak
 async def test_faults_on_two_nodes_at_a_time_lose_nothing(folder):
     await survives(20, seed=7, at_once=2, folder=folder)

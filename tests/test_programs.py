@@ -46,6 +46,7 @@ def start(lab, file, name=None, **environment):
 
 
 @signals
+@pytest.mark.soak
 async def test_nothing_is_lost_while_nodes_die_and_consumers_are_replaced(lab):
     """Kills nodes, never more than one at a time, and ends consumers by SIGKILL and SIGTERM, for 30 seconds."""
     dice, end = random.Random(SEED), time.monotonic() + CHAOS
