@@ -174,11 +174,11 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
 
     async def note(msg):
         entry = json.loads(msg.data)
-        if msg.reply:  # its last words: it waits until they are heard
-            await msg.respond(b"")
         said.append(entry)
         if log is not None:  # both clocks count from the same moment: perf_counter is the machine's
             bisect.insort(log.events, {**entry, "at": entry["at"] - log.start}, key=lambda e: e["at"])
+        if msg.reply:  # its last words: it waits until they are noted
+            await msg.respond(b"")
     sub = await lab.nc.subscribe(subject, cb=note)
     await lab.nc.flush()
     order = {"module": str(path), "events": subject, "name": name, "options": options,
@@ -195,12 +195,13 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     end = time.monotonic() + timeout
     while not any(entry["event"] == "ready" for entry in said):
         if not worker.alive or time.monotonic() > end:
+            what = f"did not get ready in {timeout} s" if worker.alive else f"ended ({worker.returncode}) before it was ready"
             await worker._close()  # hears all that was on its way
             if any(entry["event"] == "ready" for entry in said):
                 break  # it got ready and has ended since: killed, as it was told to be
             for error in worker._errors():
                 raise error
             last = words.read_text(errors="replace").strip().splitlines()[-1:]
-            raise LabError(f"Worker {name} did not get ready in {timeout} s. It said: {' '.join(last) or 'nothing'}")
+            raise LabError(f"Worker {name} {what}. It said: {' '.join(last) or 'nothing'}")
         await asyncio.sleep(0.005)
     return worker

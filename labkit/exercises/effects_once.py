@@ -75,6 +75,8 @@ async def audit(js, stream, db):
     return {"lost": sorted(ordered - set(counts)), "twice": sorted(name for name in counts if counts[name] > 1)}
 
 answer = audit"""
+LISTED = (AUDIT.replace(".state, set()", ".state, []").replace("ordered.add", "ordered.append")
+          .replace("sorted(ordered - set(counts))", "sorted(name for name in ordered if name not in counts)"))
 
 
 @exercise(
@@ -172,15 +174,13 @@ async def safe_worker(lab, answer):
            "10037, where a message was deleted.",
            "lost = ordered without charged; twice = ids with more than one row in charges."],
     solution=AUDIT,
-    wrong={"messages are orders": (AUDIT.replace("ordered = (await js.stream_info(stream)).state, set()",
-                                                 "ordered = (await js.stream_info(stream)).state, []").replace("ordered.add", "ordered.append")
-                                   .replace("sorted(ordered - set(counts))", "sorted(name for name in ordered if name not in counts)"),
-                                   "names an order twice"),
+    wrong={"messages are orders": (LISTED, "names an order twice"),
            "books only": (AUDIT.replace("sorted(ordered - set(counts))", "[]"), "lost: []; wanted: lost: ['o-3', 'o-8']"),
            "counts instead of ids": (AUDIT.replace("sorted(ordered - set(counts))", "len(ordered - set(counts))"),
                                      "lost is 2; wanted: a list of ids"),
            "stops at a gap": (AUDIT.replace("            continue", "            break"), "wanted: lost: ['o-3', 'o-8']"),
-           "retries count as charged twice": (AUDIT.replace("counts[name] > 1)", "counts[name] > 1 or name == 'o-2')"), "twice: ['o-2', 'o-5']")})
+           "retries count as charged twice": (AUDIT.replace("counts[name] > 1)", "counts[name] > 1 or name == 'o-2')"),
+                                              "twice: ['o-2', 'o-5']")})
 async def audits(lab, answer):
     """Which orders of the stream are not in the books, and which are there more than once?"""
     if not inspect.iscoroutinefunction(answer) or len(inspect.signature(answer).parameters) != 3:
