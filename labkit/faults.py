@@ -47,7 +47,11 @@ class Faults:
     async def pause(self, name):
         """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""
         node = self._node(name)
-        await self._container("pause", node) or self._alive(node).suspend()
+        if not await self._container("pause", node):
+            process = self._alive(node)
+            process.suspend()
+            # A signal is taken by one of its threads; on a busy machine the others go on answering until that one runs.
+            await self.lab.until(lambda: process.status() == psutil.STATUS_STOPPED)
 
     async def resume(self, name):
         """SIGCONT: it goes on after pause()."""
@@ -73,7 +77,7 @@ class Faults:
             await self._container("network", self._node(name), "disconnect")
         self.isolated |= set(names)
         if isinstance(self.lab.cluster, Private):
-            self.lab.cluster.links.silence(self.isolated)
+            await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)  # traffic goes on until it is cut
 
     async def rejoin(self, *names):
         """Ends the partition of these nodes."""
@@ -81,7 +85,7 @@ class Faults:
         for name in names:
             await self._container("network", self._node(name), "connect")
         if isinstance(self.lab.cluster, Private):
-            self.lab.cluster.links.silence(self.isolated)
+            await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)
 
     async def step_down(self, stream=None, consumer=None, to=None, timeout=10):
         """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the
