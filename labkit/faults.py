@@ -49,7 +49,8 @@ class Faults:
         node = self._node(name)
         if not await self._container("pause", node):
             process = self._alive(node)
-            process.suspend()  # sends the signal; on a busy machine the threads stop some milliseconds later
+            process.suspend()
+            # A signal is taken by one of its threads; on a busy machine the others go on answering until that one runs.
             await self.lab.until(lambda: process.status() == psutil.STATUS_STOPPED)
 
     async def resume(self, name):
@@ -80,7 +81,7 @@ class Faults:
                 await self._container("network", node, "disconnect")
                 self.isolated.add(node.name)
         if isinstance(self.lab.cluster, Private):
-            self.lab.cluster.links.silence(self.isolated)
+            await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)  # traffic goes on until it is cut
 
     async def rejoin(self, *names):
         """Ends the partition of these nodes."""
@@ -89,7 +90,7 @@ class Faults:
                 await self._container("network", node, "connect")
                 self.isolated.remove(node.name)
         if isinstance(self.lab.cluster, Private):
-            self.lab.cluster.links.silence(self.isolated)
+            await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)
 
     async def step_down(self, stream=None, consumer=None, to=None, timeout=10):
         """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the

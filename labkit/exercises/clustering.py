@@ -126,7 +126,10 @@ async def survive(lab, answer):
     js, running = client.jetstream(), None
 
     async def stored():
-        return (await js.stream_info(stream)).state.messages
+        for _ in range(20):  # a leader that was elected just now may not answer yet
+            with contextlib.suppress(asyncio.TimeoutError):
+                return (await client.jetstream(timeout=1).stream_info(stream)).state.messages
+        raise NotYet("The stream did not answer for 20 s after the fault; wanted: a cluster that is whole. Run the check again.")
 
     try:
         running = asyncio.ensure_future(answer(js, f"{stream.lower()}.new", orders))
@@ -153,7 +156,8 @@ async def survive(lab, answer):
             await _ended(running)
         await lab.faults.heal()
         await client.close()
-        await lab.js.delete_stream(stream)
+        with contextlib.suppress(asyncio.TimeoutError):  # it goes with the cluster anyway
+            await lab.js.delete_stream(stream)
 
 
 def _look_at(ids, orders):
