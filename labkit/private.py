@@ -1,11 +1,16 @@
 """A cluster for one lesson alone: three fresh nodes on free ports, to break at will, gone with the lesson."""
+import asyncio
 import itertools
 import os
 import random
 import shutil
 import tempfile
+import time
+
+from nats.js.errors import APIError
 
 from labkit import nodes, ward
+from labkit.client import connect
 from labkit.cluster import Cluster, find_compose, refuse_full_disk, start_compose, wait_ready
 from labkit.errors import LabError
 from labkit.links import Links
@@ -42,6 +47,7 @@ async def start(say=lambda text: None, tries=3, sync="2m"):
             for node in cluster.nodes:
                 cluster.spawn(node)
             await wait_ready(cluster.nodes)
+            await _can_create(cluster)
             return cluster
         except LabError:  # another program may have taken a port in that moment
             cluster.end()
@@ -50,6 +56,24 @@ async def start(say=lambda text: None, tries=3, sync="2m"):
         except BaseException:
             cluster.end()
             raise
+
+
+async def _can_create(cluster, timeout=10):
+    """Waits until an R3 stream is really created: for a moment after its election the leader of the cluster may not have
+    heard of the others, and refuses (10005, no suitable peers). timeout: seconds; raises LabError."""
+    client = await connect(**cluster.login("checks"))
+    js, end = client.jetstream(timeout=1), time.monotonic() + timeout
+    try:
+        while True:
+            try:
+                await js.add_stream(name="READY", num_replicas=3, storage="memory")
+                return await js.delete_stream("READY")
+            except (APIError, TimeoutError) as error:
+                if time.monotonic() > end:
+                    raise LabError(f"The private cluster created no stream in {timeout} s. Last answer: {error!r}.") from None
+            await asyncio.sleep(0.05)
+    finally:
+        await client.close()
 
 
 async def start_or_containers(say):
