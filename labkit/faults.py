@@ -44,7 +44,10 @@ class Faults:
     async def pause(self, name):
         """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""
         node = self._node(name)
-        await self._container("pause", node) or self._alive(node).suspend()
+        if not await self._container("pause", node):
+            process = self._alive(node)
+            process.suspend()
+            await self.lab.until(lambda: process.status() == psutil.STATUS_STOPPED)  # until then it may still answer
 
     async def resume(self, name):
         """SIGCONT: it goes on after pause()."""
