@@ -3,6 +3,7 @@ import asyncio
 import itertools
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -53,7 +54,10 @@ class Single:
 
     def pause(self):
         """It stands still and keeps its connections (SIGSTOP)."""
-        psutil.Process(self.child.pid).suspend()
+        process, end = psutil.Process(self.child.pid), time.monotonic() + 1
+        process.suspend()
+        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < end:  # until then it may still answer
+            time.sleep(0.002)
 
     def resume(self):
         """It goes on after pause()."""
