@@ -9,7 +9,7 @@ import time
 
 from nats.js.errors import APIError
 
-from labkit import nodes, ward
+from labkit import nodes, state, ward
 from labkit.client import connect
 from labkit.cluster import Cluster, find_compose, refuse_full_disk, start_compose, wait_ready
 from labkit.errors import LabError
@@ -59,10 +59,13 @@ async def start(say=lambda text: None, tries=3, sync="2m"):
 
 
 async def _can_create(cluster, timeout=10):
-    """Waits until an R3 stream is really created: for a moment after its election the leader of the cluster may not have
-    heard of the others, and refuses (10005, no suitable peers). timeout: seconds; raises LabError."""
+    """Waits until the nodes are linked and an R3 stream is really created: for a moment after its election the leader may
+    not have heard of the others, and refuses (10005, no suitable peers). timeout: seconds; raises LabError."""
+    end = time.monotonic() + timeout
+    while not await state.linked(cluster) and time.monotonic() < end:
+        await asyncio.sleep(0.02)
     client = await connect(**cluster.login("checks"))
-    js, end = client.jetstream(timeout=1), time.monotonic() + timeout
+    js = client.jetstream(timeout=1)
     try:
         while True:
             try:
