@@ -27,8 +27,9 @@ async def connect(timeout=3, error_cb=None, **options):
     await asyncio.wait([attempt, stop := asyncio.ensure_future(refused.wait())], timeout=timeout,
                        return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
-    attempt.cancel()
-    await asyncio.wait([attempt])
+    while not attempt.done():  # Python 3.11 may swallow a cancel that meets a refusal
+        attempt.cancel()
+        await asyncio.wait([attempt], timeout=0.05)
     if not attempt.cancelled() and not attempt.exception():
         return attempt.result()
     why = "; ".join(seen) or f"no answer within {timeout} s"
