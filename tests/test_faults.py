@@ -96,6 +96,7 @@ async def test_each_fault_is_in_place_on_return_and_undone_by_heal(lab):
 async def test_two_faults_at_once_take_the_quorum_and_heal_gives_it_back(lab):
     leader = await lab.wait_for_leader("ORDERS")
     other, third = sorted({"n1", "n2", "n3"} - {leader})
+    await lab.settled("ORDERS")
     await lab.js.publish("orders.new", b"before")
     await asyncio.gather(lab.faults.kill(leader), lab.faults.pause(other))
     assert await states(lab) == {leader: "dead", other: "paused", third: "up"}

@@ -1,4 +1,6 @@
 """Exercises of lesson 04: the newest of each, a work queue with owners, an interest stream that loses nothing."""
+import asyncio
+
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from labkit.exercises import NotYet, exercise
@@ -21,6 +23,16 @@ async def _read(js, consumer, stream):
     finally:
         await sub.unsubscribe()
     return got
+
+
+async def _consumers(js, stream, wanted):
+    """The stream's consumers; a list asked for just after a create may lack the new one, so it is asked for again."""
+    for _ in range(20):
+        found = await js.consumers_info(stream)
+        if len(found) >= wanted:
+            break
+        await asyncio.sleep(0.05)
+    return found
 
 
 def _listed(words):
@@ -125,7 +137,7 @@ async def two_owners(lab, set_up):
         if info.config.retention != "workqueue":
             raise NotYet(f"The stream's retention is {getattr(info.config.retention, 'value', info.config.retention)}; "
                          "wanted: workqueue.")
-        names = sorted(consumer.name for consumer in await lab.js.consumers_info("OFFICE"))
+        names = sorted(consumer.name for consumer in await _consumers(lab.js, "OFFICE", 2))
         if names != ["calls", "letters"]:
             raise NotYet(f"OFFICE has the consumers {', '.join(names) or 'none'}; wanted: calls, letters.")
         await lab.settled("OFFICE")
@@ -181,7 +193,7 @@ async def keep_all(lab, prepare):
         retention = getattr(config.retention, "value", config.retention)
         if retention != "interest":
             raise NotYet(f"The stream's retention is {retention}; wanted: interest.")
-        consumers = await lab.js.consumers_info("ALERTS")
+        consumers = await _consumers(lab.js, "ALERTS", 2)
         names = sorted(consumer.name for consumer in consumers)
         if names != ["archive", "pager"]:
             raise NotYet(f"ALERTS has the consumers {', '.join(names) or 'none'}; wanted: archive, pager.")
