@@ -80,6 +80,7 @@ LISTED = (AUDIT.replace(".state, set()", ".state, []").replace("ordered.add", "o
 
 
 @exercise(
+    limit=40,  # worker processes come and go, and messages wait out ack wait
     hints=["The marker and the charge belong into one transaction: `with books:` around both statements commits both or none.",
            "`insert into done … on conflict do nothing` has a rowcount: 1 if the order is new, 0 if it was there. No look before it.",
            "The key is order[\"id\"], for a retry has another sequence. The ack comes after the transaction; an exception "
@@ -169,6 +170,7 @@ async def safe_worker(lab, answer):
 
 
 @exercise(
+    limit=40,  # worker processes come and go, and messages wait out ack wait
     hints=["What was ordered is a set of ids: a retry is the same order. What was charged is a count for each id.",
            "js.stream_info(stream).state has first_seq and last_seq; js.get_msg(stream, seq) raises NotFoundError, err_code "
            "10037, where a message was deleted.",

@@ -39,6 +39,7 @@ async def answer(sub, handle):
 
 
 @exercise(
+    limit=40,  # worker processes come and go, and messages wait out ack wait
     hints=["Two limits: workers × batch within max_ack_pending, and batch × seconds within half of ack wait.",
            "The smaller of the two, as a whole number: // for the first, int(…) for the second.",
            "Where even one message each does not fit, the answer is still 1: fetch refuses a batch of 0."],
@@ -101,6 +102,7 @@ async def _saw_twice(case, batch, idle, held, seconds, start):
 
 
 @exercise(
+    limit=40,  # worker processes come and go, and messages wait out ack wait
     hints=["Fetch 6, handle them with asyncio.gather, and fetch again: that is six at a time, and no semaphore.",
            "One coroutine for one message: try handle, except Exception: nak, else: ack. So one failure is nobody else's.",
            "An empty fetch is not the end: a message may be out as a nak. Ask sub.consumer_info(): pending and ack pending both 0."],
