@@ -16,6 +16,7 @@ RUN_IF = {  # marker -> (environment variable that switches it on, what the test
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
     "soak": ("LABKIT_TEST_SOAK", "ten minutes"),
+    "prometheus": ("LABKIT_TEST_PROMETHEUS", "the program prometheus (Debian's package of that name)"),
     "browser": ("LABKIT_TEST_BROWSER", "Chromium and tests/browser/requirements.txt"),
 }
 

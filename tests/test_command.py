@@ -153,9 +153,9 @@ def test_the_versions_agree_everywhere():
     assert said.strip() == f"nats-server: v{version}"
 
 
-SPECIAL = {"workers", "runner", "ward", "valkey", "private", "links", "faults", "state", "cockpit",
-           "sweep", "experiment"}
-PICTURES = {"pictures", "streams", "plots", "queues", "lives", "ideas", "cockpit_map"}
+SPECIAL = {"workers", "runner", "ward", "valkey", "private", "links", "faults", "state", "cockpit", "programs", "single",
+           "prometheus", "sweep", "experiment"}
+PICTURES = {"pictures", "streams", "plots", "outages", "queues", "lives", "ideas", "meters", "cockpit_map"}
 
 
 def test_the_core_of_labkit_stays_small():

@@ -1,0 +1,221 @@
+"""Cases in which a program does not reach whom it wants to reach."""
+import asyncio
+
+from nats.errors import NoRespondersError
+
+from labkit import nodes
+from labkit.client import farewell
+from labkit.clinic.case import Case, Unwell
+from labkit.clinic.shop import Shop
+
+
+class new_password(Shop):
+    cause = "wrong credentials"
+    report = ("After the passwords were changed on Monday the shop takes no orders. It logs connection errors; the "
+              "servers are up, "
+              "and billing works.")
+    hints = ["The log of the shop says who refused it, and why. The server is there: it answered.",
+             "Authorization Violation: user and password of case.settings against the accounts of the server's "
+             "configuration.",
+             "labkit/nats.conf has the password. A client without a user gets in too, and lands in the account of "
+             "no_auth_user."]
+    repair = """
+        await case.redeploy(user=lab.topic, password="lab")"""
+    wrong = {"another server": ('await case.redeploy(servers=[lab.node("n3").url])', "Authorization Violation"),
+             "no name, no password": ("await case.redeploy(user=None, password=None)", "NoStreamResponseError")}
+
+    def defaults(self):
+        return {**super().defaults(), "password": "Lab"}
+
+    def symptom(self):
+        return "Authorization" in self.last("shop")
+
+
+class new_firewall(Shop):
+    cause = "wrong port"
+    report = ("The shop's new configuration went live at 9:00, and it has not sent one order since. It logs "
+              "connection errors. "
+              "The monitoring page of the cluster is green.")
+    hints = ["Two kinds of failed connections: refused at once, or silence until a time-out. What does the log say?",
+             "Refused: the machine is there, nobody listens on that port. Compare case.settings['servers'] with "
+             "await lab.nodes().",
+             "Clients and monitoring have ports of their own; what a browser shows is not what a client may use."]
+    repair = """
+        await case.redeploy(servers=lab.cluster.servers)"""
+    wrong = {"the monitoring port": ("""
+        await case.redeploy(servers=[f'nats://127.0.0.1:{lab.node("n1").monitor}'])""", "the shop sends no orders")}
+
+    def defaults(self):
+        return {**super().defaults(), "servers": [f"nats://127.0.0.1:{nodes.free_port()}"]}
+
+    def symptom(self):
+        return "No connection" in self.last("shop")
+
+
+class connected_but_silent(Shop):
+    cause, level = "node frozen", 3
+    report = ("The shop hangs. It has a connection, says its own status page: is_connected is True. No order goes "
+              "out, each ends after "
+              "a time-out. Billing is fine.")
+    hints = ["is_connected tells what the client believes. Ask the nodes themselves: await lab.nodes().",
+             "One node answers nothing, and its connections are still open: its process is frozen. Which node is "
+             "the shop on?",
+             "Bring the node back (lab.faults.resume stands for your operator), and give the shop all three servers "
+             "and short pings."]
+    repair = """
+        for name, node in (await lab.nodes()).iterrows():
+            if node["state"] != "up":
+                await lab.faults.resume(name)
+        await case.redeploy(servers=lab.cluster.servers)"""
+    wrong = {"restart": ("await case.redeploy()", "the shop sends no orders"),
+             "walk away from it": ("await case.redeploy(servers=lab.cluster.servers[:1])", "does not answer")}
+
+    async def setup(self):
+        self.frozen = await self.victim()
+        self.settings["servers"] = [self.frozen.url]
+        await self.place(lambda leader: leader != self.frozen.name)
+
+    async def strike(self):
+        self.undo(self.lab.faults.heal)
+        await self.until(lambda: len(self.handled) > 3, 5)
+        await self.lab.faults.pause(self.frozen.name)
+
+    def symptom(self):
+        return len(self.refused) >= 1
+
+    async def well_too(self):
+        if not await self.frozen.varz():
+            raise Unwell(f"orders flow, and node {self.frozen.name} does not answer: one more fault and the cluster "
+                         f"is gone.")
+
+
+class one_node_fewer(Shop):
+    cause, level = "only replica on a dead node", 3
+    repeats = True  # the consumer's last acks died with the node
+    report = ("A node died at 3:10, 'no problem, there are two more'. Since then every order is refused. Other "
+              "streams of this cluster "
+              "work.")
+    hints = ["NoStreamResponseError again: nobody who owns this subject is there. Is the stream still known? nats "
+             "stream report.",
+             "ORDERS has one replica. await lab.nodes() says which node is down; the two others cannot stand in for "
+             "it.",
+             "Start the node again (lab.faults.start stands for your operator): the data lie there. Then give "
+             "ORDERS three replicas."]
+    repair = """
+        for name, node in (await lab.nodes()).iterrows():
+            if node["state"] != "up":
+                await lab.faults.start(name)
+        await lab.settled("ORDERS")
+        config = (await js.stream_info("ORDERS")).config
+        config.num_replicas = 3
+        await js.update_stream(config)
+        await lab.wait_for_current("ORDERS")"""
+    wrong = {"another server": ("await case.redeploy(servers=lab.cluster.servers[:1])", "NoStreamResponseError"),
+             "start it, and that is all": ("""
+        for name, node in (await lab.nodes()).iterrows():
+            if node["state"] != "up":
+                await lab.faults.start(name)
+        await lab.settled("ORDERS")""", "one replica")}
+
+    async def setup(self):
+        self.dead = await self.victim()
+        await self.place(lambda leader: leader == self.dead.name)
+
+    async def strike(self):
+        self.undo(self.lab.faults.heal)
+        await self.until(lambda: len(self.handled) > 3, 5)
+        await self.lab.faults.kill(self.dead.name)
+
+    def symptom(self):
+        return len(self.refused) > 5
+
+    async def well_too(self):
+        if (await self.js.stream_info("ORDERS")).config.num_replicas < 3:
+            raise Unwell("orders flow, and ORDERS has one replica: the next node that dies may take it along again.")
+
+
+class Ask(Case):
+    """A shop that asks a price service. `answered`: how many answers; `failed`: how many errors."""
+
+    def defaults(self):
+        return {**self.lab.cluster.login(self.lab.topic), "request_subject": "prices.get", "timeout": 0.5,
+                "service_subject": "prices.get"}
+
+    def apps(self):
+        return {"prices": self.prices, "shop": self.shop}
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.answered = self.failed = 0
+
+    async def prices(self):
+        async def answer(msg):
+            await msg.respond(b"20")
+        nc = await self.connect("prices")
+        try:
+            await nc.subscribe(self.settings["service_subject"], "prices", cb=answer)
+            await self._stopping.wait()
+        finally:
+            await asyncio.shield(farewell(nc))
+
+    async def shop(self):
+        nc = await self.connect("shop", **{key: self.settings[key] for key in ("servers", "user", "password")})
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await nc.request(self.settings["request_subject"], timeout=self.settings["timeout"])
+                    self.answered += 1
+                except (TimeoutError, NoRespondersError) as error:
+                    self.failed += 1
+                    self.note("shop", error)
+                await asyncio.sleep(0.03)
+        finally:
+            await asyncio.shield(farewell(nc))
+
+    def symptom(self):
+        return self.failed > 8 and not self.answered
+
+    def well(self):
+        return "Ten requests in a row were answered."
+
+    async def healthy(self):
+        await self.until(lambda start=self.answered: self.answered > start, self.patience)
+        failed, answered = self.failed, self.answered
+        await self.until(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 3)
+        if self.failed > failed or self.answered < answered + 10:
+            raise Unwell(f"{self.failed - failed} of the shop's last requests failed, {self.answered - answered} "
+                         f"were answered. "
+                         f"Its log says: {self.last('shop')}")
+
+
+class nobody_knows_the_price(Ask):
+    cause = "nobody listens on the subject"
+    report = ("Since the release the shop shows no prices. The price service is up, and its team swears that nobody "
+              "asks it anything.")
+    hints = ["NoRespondersError comes at once: the server knows of no subscription that the request matches.",
+             "Which subjects are there? await lab.node('n1').varz('subsz?subs=1'), or nats server request "
+             "subscriptions --detail.",
+             "Compare service_subject and request_subject. Subjects know upper and lower case."]
+    repair = """
+        await case.redeploy(request_subject="prices.get")"""
+    wrong = {"more patience": ("await case.redeploy(timeout=5)", "NoRespondersError"),
+             "a wildcard in a request": ('await case.redeploy(request_subject="prices.*")', "NoRespondersError")}
+
+    def defaults(self):
+        return {**super().defaults(), "request_subject": "Prices.get"}
+
+
+class works_for_me(Ask):
+    cause, level = "client in another account", 2
+    report = ("The shop shows no prices. The price team asks its own service from a laptop, same cluster, same "
+              "subject, and gets an answer. "
+              "The shop connects without an error.")
+    hints = ["NoRespondersError on a subject that somebody serves: do both see the same subjects?",
+             "await lab.connections() lists the connections of this account. Is the shop among them?",
+             "Without a user a client becomes the server's no_auth_user: connected, and in an account of its own."]
+    repair = """
+        await case.redeploy(user=lab.topic, password="lab")"""
+    wrong = {"the same node": ('await case.redeploy(servers=[lab.node("n1").url])', "NoRespondersError")}
+
+    def defaults(self):
+        return {**super().defaults(), "user": None, "password": None}

@@ -1,0 +1,220 @@
+"""Exercises of lesson 13: connect options for a service, a worker that leaves nothing behind when it is asked to stop."""
+import asyncio
+import contextlib
+import inspect
+
+import nats
+from nats.js.errors import NotFoundError
+
+from labkit.exercises import NotYet, exercise
+from labkit.single import single
+
+OPTIONS = """
+errors = []
+
+async def error_cb(error):
+    errors.append(error)
+
+answer = dict(name="order-service", max_reconnect_attempts=-1, reconnect_time_wait=0.5,
+              ping_interval=0.5, max_outstanding_pings=2, error_cb=error_cb)"""
+
+WORK = """
+import asyncio
+
+async def answer(client, sub, stop, process):
+    while not stop.is_set():
+        try:
+            msgs = await sub.fetch(5, timeout=0.5)
+        except asyncio.TimeoutError:
+            continue
+        for msg in msgs:
+            if stop.is_set():
+                await msg.nak()
+            else:
+                await process(msg)
+                await msg.ack()
+    await sub.unsubscribe()
+    await client.drain()"""
+
+
+@exercise(
+    hints=["Six options: name, max_reconnect_attempts, reconnect_time_wait, ping_interval, max_outstanding_pings, error_cb.",
+           "A silent server is noticed after ping_interval × (max_outstanding_pings + 1) at the latest.",
+           "error_cb is a coroutine function with one argument: async def error_cb(error)."],
+    solution=OPTIONS.replace("answer", "options"),
+    wrong={"nameless": (OPTIONS.replace('name="order-service", ', ""), "has no name"),
+           "gives up": (OPTIONS.replace("max_reconnect_attempts=-1, ", ""), "gives a server up after 60 attempts"),
+           "does not reconnect": (OPTIONS.replace("max_reconnect_attempts=-1", "allow_reconnect=False"), "never reconnects"),
+           "knocks seldom": (OPTIONS.replace("reconnect_time_wait=0.5", "reconnect_time_wait=5"), "knocks every 5 s"),
+           "the guide's pings": (OPTIONS.replace("ping_interval=0.5, max_outstanding_pings=2",
+                                                 "ping_interval=30, max_outstanding_pings=3"), "up to 120 s"),
+           "mute": (OPTIONS.replace(", error_cb=error_cb", ""), "has no error_cb"),
+           "a plain function": (OPTIONS.replace("async def", "def"), "no coroutine function"),
+           "an error_cb that fails": (OPTIONS.replace("errors.append(error)", "errors.add(error)"), "raised AttributeError")})
+async def service_options(lab, answer):
+    """Options of nats.connect: a name, no giving up, a knock each second, a frozen server noticed in 3 s, an error_cb."""
+    if not isinstance(answer, dict):
+        raise NotYet(f"options is {answer!r}; wanted: a dict of options for nats.connect.")
+    options = dict(answer)
+    error_cb, raised, heard = options.pop("error_cb", None), [], []
+    if error_cb is None:
+        raise NotYet("options has no error_cb; wanted: a coroutine function that takes the error.")
+    for name, callback in {**options, "error_cb": error_cb}.items():
+        if name.endswith("_cb") and not inspect.iscoroutinefunction(callback):
+            raise NotYet(f"{name} is no coroutine function; wanted: async def {name}(…).")
+
+    async def listen(error):
+        heard.append(error)
+        try:
+            await error_cb(error)
+        except Exception as problem:
+            raised.append(problem)
+
+    client = await nats.connect(**{**lab.cluster.login(lab.topic), **options}, error_cb=listen)
+    try:
+        _look(client.options, set((await lab.connections())["name"]))
+
+        async def fail(msg):
+            raise ValueError("provoked by the check")
+        await client.subscribe("ex.fail", cb=fail)
+        await client.publish("ex.fail")
+        await _until(lambda: heard, 3, "A handler raised, and error_cb had heard nothing 3 s later.")
+    finally:
+        await client.close()
+    server = await single(lab)
+    client = await nats.connect(server.url, **options, error_cb=listen)
+    try:
+        server.pause()
+        await _until(lambda: not client.is_connected, 4, "A server stood still for 4 s, and the client had not noticed; wanted: 3 s.")
+        server.resume()
+        await _until(lambda: client.is_connected, 4, "The server was back for 4 s, and the client was not; wanted: connected.")
+    finally:
+        server.resume()
+        await client.close()
+        server.stop()
+    if raised:
+        raise NotYet(f"error_cb raised {type(raised[0]).__name__}: {raised[0]}; wanted: it keeps the error and returns.")
+
+
+def _look(options, known):
+    if not options["name"] or options["name"] not in known:
+        raise NotYet("In the server's list of connections yours has no name; wanted: one that an operator knows, such as order-service.")
+    if not options["allow_reconnect"]:
+        raise NotYet("The client never reconnects (allow_reconnect=False); wanted: for ever.")
+    attempts, pause = options["max_reconnect_attempts"], options["reconnect_time_wait"]
+    if attempts > 0:
+        raise NotYet(f"The client gives a server up after {attempts} attempts, {pause:g} s apart; wanted: never.")
+    if pause > 1:
+        raise NotYet(f"The client knocks every {pause:g} s; wanted: every second or sooner.")
+    worst = options["ping_interval"] * (options["max_outstanding_pings"] + 1)
+    if worst > 3:
+        raise NotYet(f"A server that stands still may go unnoticed for up to {worst:g} s (ping_interval × "
+                     "(max_outstanding_pings + 1)); wanted: 3 s at most.")
+
+
+@exercise(
+    hints=["The loop ends when stop.is_set(); fetch waits only a short time, and raises asyncio.TimeoutError when nothing came.",
+           "Between two messages of a batch, look at stop again: what you have not begun goes back with msg.nak().",
+           "At the end: await sub.unsubscribe(), then await client.drain(), which sends the last acks and closes."],
+    solution=WORK.replace("answer", "work") + "\nanswer = work",
+    wrong={"finishes the batch": (WORK.replace("if stop.is_set():", "if False:"), "began 2 more messages"),
+           "drops the rest": (WORK.replace("await msg.nak()", "return await client.drain()"), "only 7 of the 9"),
+           "leaves the connection": (WORK.replace("    await client.drain()", ""), "connection was still open"),
+           "does not ack": (WORK.replace("                await msg.ack()\n", ""), "acked 0 of the 3"),
+           "terminates the rest": (WORK.replace("msg.nak()", "msg.term()"), "only 7 of the 9"),
+           "never looks": (WORK.replace("while not stop.is_set()", "while True").replace("if stop.is_set():", "if False:"),
+                           "still running 2 s after"),
+           "dies when idle": (WORK.replace("except asyncio.TimeoutError:\n            continue", "except ValueError:\n            continue"),
+                              "no messages for a while")})
+async def goodbye(lab, answer):
+    """Work off messages until `stop` is set; then finish the one in hand, give the rest back at once, drain, return."""
+    if not inspect.iscoroutinefunction(answer) or len(inspect.signature(answer).parameters) != 4:
+        raise NotYet(f"{answer!r} does not fit; wanted: async def work(client, sub, stop, process).")
+    await _idle(lab, answer)
+    client, other, stop, begun = await lab.connect(name="worker"), await _stream(lab, "EX_LEAVE", 12), asyncio.Event(), []
+    sub = await client.jetstream().pull_subscribe_bind("worker", "EX_LEAVE")
+
+    async def process(msg):
+        begun.append(msg)
+        await asyncio.sleep(0.05)
+        if len(begun) == 3:
+            stop.set()
+        await asyncio.sleep(0.05)
+    running = asyncio.ensure_future(answer(client, sub, stop, process))
+    try:
+        await _until(lambda: stop.is_set() or running.done(), 3, f"After 3 s {len(begun)} of 12 messages had been begun; wanted: fetch, process, ack.")
+        await _until(running.done, 2, "work was still running 2 s after stop was set; wanted: it returns.")
+        await running
+        if len(begun) < 3:
+            raise NotYet(f"work returned after {len(begun)} messages, before stop was set; wanted: on and on until then.")
+        if len(begun) > 3:
+            raise NotYet(f"After stop was set, work began {len(begun) - 3} more messages; wanted: the one in hand is finished, no other begun.")
+        if not client.is_closed:
+            raise NotYet("When work had returned, its connection was still open; wanted: drained, and so closed.")
+        rest, info = [], None
+        while msgs := await _fetch(other):
+            rest += msgs
+        twice = [msg for msg in rest if msg.data in [done.data for done in begun]]
+        acked = 3 - len(twice) - sum(not msg.is_acked for msg in begun if msg not in twice and msg.data not in [t.data for t in twice])
+        if acked < 3:
+            raise NotYet(f"work acked {acked} of the 3 messages that it had processed; wanted: all, after process.")
+        if len(rest) < 9:
+            info = await lab.js.consumer_info("EX_LEAVE", "worker")
+            raise NotYet(f"Another worker got only {len(rest)} of the 9 others at once ({info.num_ack_pending - len(rest)} wait for ack "
+                         "wait, 30 s); wanted: all, so nak what is not begun.")
+    finally:
+        await _end(lab, running, client, "EX_LEAVE")
+
+
+async def _idle(lab, answer):
+    """Nothing to do for a second, then stop: the loop outlives an empty fetch, and ends."""
+    client, _, stop = await lab.connect(name="worker"), await _stream(lab, "EX_IDLE", 0), asyncio.Event()
+    sub = await client.jetstream().pull_subscribe_bind("worker", "EX_IDLE")
+    running = asyncio.ensure_future(answer(client, sub, stop, None))
+    try:
+        await asyncio.wait([running], timeout=1.3)
+        if running.done():
+            error = running.exception()
+            raise NotYet("There were no messages for a while, and work ended" + (f" with {type(error).__name__}" if error else "")
+                         + "; wanted: it goes on asking until stop is set.")
+        stop.set()
+        await _until(running.done, 2, "work was still running 2 s after stop was set; wanted: it returns.")
+        await running
+    finally:
+        await _end(lab, running, client, "EX_IDLE")
+
+
+async def _end(lab, running, client, stream):
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    if not client.is_closed:
+        await client.close()
+    with contextlib.suppress(NotFoundError):
+        await lab.js.delete_stream(stream)
+
+
+async def _stream(lab, name, messages):
+    """A stream with so many messages and a consumer `worker`, and a subscription of another worker to it."""
+    with contextlib.suppress(NotFoundError):
+        await lab.js.delete_stream(name)
+    await lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"])
+    await lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", ack_wait=30)
+    await lab.settled(name)
+    for number in range(messages):
+        await lab.js.publish(f"{name.lower()}.new", str(number).encode())
+    return await lab.js.pull_subscribe_bind("worker", name)
+
+
+async def _fetch(sub):
+    try:
+        return await sub.fetch(12, timeout=0.5)
+    except asyncio.TimeoutError:
+        return []
+
+
+async def _until(condition, timeout, words):
+    end = asyncio.get_running_loop().time() + timeout
+    while not condition():
+        if asyncio.get_running_loop().time() > end:
+            raise NotYet(words)
+        await asyncio.sleep(0.01)

@@ -1,0 +1,192 @@
+"""A real Prometheus (Debian's package) scrapes what lesson 11 serves, and says what the broker says; the rules and the
+dashboard of the compose profile are read, and answered, by the same program."""
+import ast
+import asyncio
+import json
+import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import nbformat
+import pytest
+from test_dashboard import DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
+
+from labkit import Lab, notebook, workers
+from labkit.prometheus import prometheus
+from labkit.record import Recorder
+
+pytestmark = pytest.mark.prometheus
+BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebook.FOLDER / "11_monitoring.ipynb", 4).cells}
+FAST = "global: {scrape_interval: 100ms, evaluation_interval: 100ms}\nrule_files: [rules.yml]\n"
+
+
+@pytest.fixture
+async def lab(shared):
+    lab = await Lab.open("monitoring", private=True)
+    yield lab
+    await lab.close()
+
+
+def rules():
+    """RULES of the lesson, as they stand in its cell."""
+    [found] = [node.value for node in ast.parse(BOOK["metrics"]).body
+               if isinstance(node, ast.Assign) and node.targets[0].id == "RULES"]
+    return ast.literal_eval(found)
+
+
+async def value(server, expression):
+    """The one value of a query; None while it has none."""
+    found = (await server.api("query", query=expression))["result"]
+    return float(found[0]["value"][1]) if len(found) == 1 else None
+
+
+async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_broker_says(lab):
+    for name in ("processor", "exporter"):  # as they stand in the notebook
+        magic, _, body = BOOK[name].partition("\n")
+        assert magic == f"%%worker {name}.py"
+        workers.write("monitoring", f"{name}.py", body)
+    await lab.js.add_stream(name="SHOP", subjects=["shop.*"])
+    for name, more in {"packer": {}, "billing": {}, "shipping": {"max_ack_pending": 2}}.items():
+        await lab.js.add_consumer("SHOP", durable_name=name, filter_subject=f"shop.{name}", ack_policy="explicit", **more)
+    await lab.settled("SHOP")
+    log = Recorder()
+    await lab.worker("processor.py", "processor", log, stream="SHOP", durable="packer")
+    await lab.worker("exporter.py", "exporter", log, stream="SHOP")
+    await lab.until(lambda: log.count("serving") == 2)
+    targets = [f"127.0.0.1:{event['port']}" for event in log.all("serving")]
+    server = await prometheus(
+        lab, FAST + f"scrape_configs: [{{job_name: lesson, static_configs: [{{targets: {json.dumps(targets)}}}]}}]\n",
+        json.dumps({"groups": [{"name": "lesson", "rules": [{"alert": a, "expr": e} for a, e in rules().items()]}]}))
+    assert server, "the program prometheus is not installed"
+
+    for _ in range(7):
+        await lab.js.publish("shop.packer")
+    for _ in range(5):
+        await lab.js.publish("shop.billing")
+    held = []
+    for _ in range(2):
+        await lab.js.publish("shop.shipping")
+        held += await (await lab.js.pull_subscribe_bind("shipping", "SHOP")).fetch(1, timeout=5)
+
+    async def agrees():
+        for info in await lab.js.consumers_info("SHOP"):
+            for fact in ("pending", "ack_pending", "waiting", "redelivered"):
+                if await value(server, f'lesson_consumer_{fact}{{consumer="{info.name}"}}') != getattr(info, f"num_{fact}"):
+                    return False
+        return await value(server, "sum(up)") == 2 and await value(server, "lesson_messages_done_total") == 7
+    await lab.until(agrees, timeout=30)
+    assert await value(server, 'lesson_consumer_pending{consumer="billing"}') == 5
+    assert await value(server, 'lesson_consumer_ack_pending{consumer="shipping"}') == len(held) == 2
+    assert (await lab.js.consumer_info("SHOP", "packer")).ack_floor.consumer_seq == 7
+
+    async def firing():
+        return {(a["labels"]["alertname"], a["labels"]["consumer"]) for a in (await server.api("alerts"))["alerts"] if a["state"] == "firing"}
+
+    async def both():
+        return await firing() == {("NoWorker", "billing"), ("WorkerStuck", "shipping")}
+    await lab.until(both, timeout=10)
+
+
+def test_promtool_finds_no_fault_in_what_compose_mounts():
+    done = subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yml"], capture_output=True, text=True)
+    assert done.returncode == 0 and "6 rules found" in done.stdout, done.stdout + done.stderr
+
+
+def as_the_exporter_would(name, answers):
+    """/metrics of a node in the names and labels of the NATS exporter v0.20.1 (collector/jsz.go, healthz.go, collector.go):
+    a stand-in, since its image cannot be pulled here."""
+    varz, jsz, health = answers
+    health = health or {"status": "unavailable"}  # it answers 503 then
+    lines = [f'gnatsd_healthz_status_value{{server_id="{name}",value="{health["status"]}"}} {int(health["status"] == "ok")}']
+    assert "gnatsd_healthz_status_value" in HEALTHZ
+    for metric in set(flattened(varz)) & {"gnatsd_varz_connections", "gnatsd_varz_mem", "gnatsd_varz_slow_consumers",
+                                          "gnatsd_varz_in_msgs", "gnatsd_varz_out_msgs"}:
+        lines.append(f'{metric}{{server_id="{name}"}} {varz[metric.removeprefix("gnatsd_varz_")]}')
+    lines += [f'jetstream_server_{key}{{server_name="{name}"}} {number}' for key, number in [
+        ("total_message_bytes", jsz["bytes"]), ("max_storage", jsz["config"]["max_storage"])]]
+    for account in jsz["account_details"]:
+        for stream in account.get("stream_detail") or []:
+            labels = f'account="{account["name"]}",stream_name="{stream["name"]}",is_stream_leader="{word(stream, name)}"'
+            lines += [f"jetstream_stream_{key}{{{labels}}} {stream['state'][field]}"
+                      for key, field in [("total_messages", "messages"), ("last_seq", "last_seq")]]
+            for consumer in stream.get("consumer_detail") or []:
+                own = f'{labels},consumer_name="{consumer["name"]}",is_consumer_leader="{word(consumer, name)}"'
+                lines += [f"jetstream_consumer_{key}{{{own}}} {consumer[key]}"
+                          for key in ("num_pending", "num_ack_pending", "num_waiting", "num_redelivered")]
+                lines.append(f"jetstream_consumer_ack_floor_stream_seq{{{own}}} {consumer['ack_floor']['stream_seq']}")
+    return "\n".join(lines) + "\n"
+
+
+def word(group, name):
+    return str(group["cluster"]["leader"] == name).lower()
+
+
+class Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_):
+        """Prometheus was ended while it waited for an answer."""
+
+
+@pytest.fixture
+async def stand_ins(lab):
+    """One stand-in of the exporter for each node; yields their addresses."""
+    loop, servers = asyncio.get_running_loop(), []
+
+    def serve(node):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                async def ask():
+                    return [await node.varz(path, timeout=2) for path in
+                            ("varz", "jsz?consumers=true&config=true&raft=true", "healthz")]
+                text = as_the_exporter_would(node.name, asyncio.run_coroutine_threadsafe(ask(), loop).result(10))
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_):
+                pass
+        servers.append(Quiet(("127.0.0.1", 0), Handler))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"127.0.0.1:{servers[-1].server_port}"
+    yield [serve(node) for node in lab.cluster.nodes]
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+async def test_every_panel_of_the_dashboard_is_answered_and_counts_once(lab, stand_ins):
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    await lab.js.add_consumer("ORDERS", durable_name="worker", ack_policy="explicit", max_deliver=2)
+    await lab.settled("ORDERS")
+    for number in range(10):
+        await lab.js.publish("orders.new", b"%d" % number)
+    sub = await lab.js.pull_subscribe_bind("worker", "ORDERS")
+    with pytest.raises(asyncio.TimeoutError):
+        while True:
+            [msg] = await sub.fetch(1, timeout=0.5)
+            await (msg.nak() if msg.data == b"1" else msg.ack_sync())  # nak twice, which is all it may have
+    for _ in range(3):
+        await lab.js.publish("orders.new")
+    server = await prometheus(lab, FAST + f"scrape_configs: [{{job_name: nats, static_configs: [{{targets: {json.dumps(stand_ins)}}}]}}]\n")
+    assert server, "the program prometheus is not installed"
+
+    async def counted():  # and without the label of the leader, three times
+        sums = [await value(server, f"sum(jetstream_stream_total_messages{label})") for label in ('{is_stream_leader="true"}', "")]
+        return sums == [13, 39]
+    await lab.until(counted, timeout=30)
+    panels = {(panel["title"], target["expr"].replace("$account", ".*")) for panel in DASHBOARD["panels"] for target in panel["targets"]}
+    for title, expression in panels:
+        async def answered():
+            return (await server.api("query", query=expression))["result"]
+        assert await lab.until(answered, timeout=10), title  # a rate needs two scrapes
+    info = await lab.js.consumer_info("ORDERS", "worker")
+    for title, wanted in {"Pending: not yet delivered": info.num_pending, "Ack pending: delivered, no answer yet": info.num_ack_pending,
+                          "Messages that were given up": 1, "Messages stored, counted once": 13, "Replicas behind their stream": 0}.items():
+        [expression] = [expression for name, expression in panels if name == title]
+
+        async def so():
+            return await value(server, expression) == wanted
+        await lab.until(so, timeout=10)
+    for _, expression in expressions():  # those of the alerts too
+        await server.api("query", query=expression.replace("$account", ".*"))
+    assert {"consumer_name": "worker"}.items() <= (await server.api("query", query=dict(expressions())["GaveUp"]))["result"][0]["metric"].items()

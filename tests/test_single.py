@@ -1,0 +1,49 @@
+"""One plain nats-server beside the cluster: it answers when it is said to, ends with the lesson, and says why it does not start."""
+import nats
+import psutil
+import pytest
+
+from labkit import Lab, LabError
+from labkit.single import single
+
+
+@pytest.fixture
+async def lab(shared):
+    lab = await Lab.open("checks")
+    yield lab
+    await lab._leave()
+
+
+async def test_it_answers_stops_starts_and_ends_with_the_lesson(lab):
+    server = await single(lab, 'authorization { token: "s3cr3t" }')
+    client = await nats.connect(server.url, token="s3cr3t", reconnect_time_wait=0.05)
+    server.stop()
+    await lab.until(lambda: not client.is_connected)
+    await server.start()
+    await lab.until(lambda: client.is_connected)
+    await client.close()
+    process = psutil.Process(server.child.pid)
+    await lab.close()
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_paused_one_stands_still_and_ends_with_the_lesson_all_the_same(lab):
+    server = await single(lab)
+    server.pause()
+    assert not await server._answers()
+    server.resume()
+    assert await server._answers()
+    server.pause()
+    await lab.close()
+    assert server.child.returncode is not None
+
+
+@pytest.mark.parametrize("config, words", [("jetstream {", "Unexpected EOF"), ("max_payload: lots", "server.conf")])
+async def test_a_configuration_that_is_refused_comes_with_the_servers_words(lab, config, words):
+    with pytest.raises(LabError, match=words):
+        await single(lab, config)
+
+
+async def test_two_live_side_by_side(lab):
+    one, two = await single(lab), await single(lab)
+    assert one.port != two.port and await one._answers() and await two._answers()
