@@ -110,8 +110,10 @@ def written_down():
 
 
 async def is_well(node):
-    """True if the node's process lives, is the one we started, and answers with the server id that we know."""
-    told = await node.varz() if node.process() else None
+    """True if the node's process lives, is the one we started, and answers with the server id that we know.
+
+    It is asked with patience: who is not well is ended and started again, and on a busy machine half a second is short."""
+    told = await node.varz(timeout=5) if node.process() else None
     return bool(told) and told["server_id"] == node.server_id
 
 
@@ -192,12 +194,12 @@ def refuse_taken_ports(members):
                     "`python -m labkit doctor` shows all ports.")
 
 
-async def wait_ready(members, timeout=20):
+async def wait_ready(members, timeout=40):
     """Waits until all nodes are linked and agree on a meta leader that sees two current replicas (seconds). Raises
     LabError early if a process ends. Learns the server ids on the way."""
     start = time.monotonic()
     while True:
-        told = await asyncio.gather(*(node.varz(timeout=0.3) for node in members))
+        told = await asyncio.gather(*(node.varz(timeout=1) for node in members))
         for node, facts in zip(members, told):
             if not node.process():
                 raise LabError(f"{node.name} ended while it started. {last_words(node)}")

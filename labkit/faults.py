@@ -58,7 +58,7 @@ class Faults:
         node = self._node(name)
         await self._container("unpause", node) or self._alive(node).resume()
 
-    async def start(self, name, timeout=10):
+    async def start(self, name, timeout=30):
         """Starts a node that was killed or stopped, on the data that it left. Returns when clients can connect to it
         (its monitoring answers a moment earlier). timeout: seconds."""
         node = self._node(name)
@@ -69,7 +69,7 @@ class Faults:
                 self.lab.cluster.spawn(node)
         await self.lab.until(node.varz, timeout)
         await self.lab.until(lambda: not nodes.is_free(node.port), timeout)
-        node.server_id = (await node.varz(timeout=2) or {}).get("server_id", "")
+        node.server_id = (await node.varz(timeout=5) or {}).get("server_id", "")
 
     async def isolate(self, *names):
         """A network partition: these nodes and the others no longer hear each other; clients still reach all.
@@ -92,7 +92,7 @@ class Faults:
         if isinstance(self.lab.cluster, Private):
             await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)
 
-    async def step_down(self, stream=None, consumer=None, to=None, timeout=10):
+    async def step_down(self, stream=None, consumer=None, to=None, timeout=30):
         """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the
         system account). to: the node that shall lead (default: any other; nothing happens if it leads already).
         Returns the new leader's name. Raises LabError if there is none after `timeout` seconds."""
@@ -114,7 +114,7 @@ class Faults:
         now = await state.wait_for_leader(self.lab, stream, consumer, other_than=before, timeout=timeout)
         return now if to in (None, now) else await self.step_down(stream, consumer, to, timeout)
 
-    async def heal(self, timeout=30):
+    async def heal(self, timeout=60):
         """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes
         agree on a leader that sees the others. timeout: seconds; raises LabError that shows what was seen last."""
         if not self.used:

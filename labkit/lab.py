@@ -116,7 +116,7 @@ class Lab:
                 await value
         self._undo.push_async_callback(call)
 
-    async def worker(self, module, name, log=None, kill_at=None, pause_at=None, timeout=10, **options):
+    async def worker(self, module, name, log=None, kill_at=None, pause_at=None, timeout=30, **options):
         """Starts a worker as a process of its own, and returns a Worker once it is connected.
 
         module: file that a `%%worker` cell wrote; name: what it is called in the log; log: Recorder for its points;
@@ -125,7 +125,7 @@ class Lab:
         """
         return await workers.start(self, module, name, log, kill_at, pause_at, timeout, options)
 
-    async def until(self, condition, timeout=5):
+    async def until(self, condition, timeout=15):
         """Waits until `condition()` (a function, or one that returns an awaitable) is true; returns what it returned.
 
         timeout: seconds. Raises LabError that shows the condition and what its names held when time ran out.
@@ -141,11 +141,11 @@ class Lab:
                 raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
             await asyncio.sleep(0.01)
 
-    async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=15):
+    async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):
         """Waits until the stream, its consumer, or the meta group has a leader (not `other_than`); returns its name."""
         return await state.wait_for_leader(self, stream, consumer, other_than, timeout)
 
-    async def wait_for_current(self, stream=None, timeout=15):
+    async def wait_for_current(self, stream=None, timeout=30):
         """Waits until all replicas of the stream (or of the meta group) are current; returns the leader's name."""
         return await state.wait_for_current(self, stream, timeout)
 
