@@ -134,7 +134,12 @@ class Lab:
         while True:
             value = condition()
             if inspect.isawaitable(value):
-                value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
+                try:
+                    value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
+                except TimeoutError:  # of this wait, or of what the condition asks
+                    if time.monotonic() < end:
+                        raise
+                    value = None
             if value:
                 return value
             if time.monotonic() >= end:
