@@ -24,7 +24,7 @@ async def stream_names(client):
     while len(found) < total:
         page = {}
         with contextlib.suppress(NoRespondersError, TimeoutError):
-            page = json.loads((await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=5)).data)
+            page = json.loads((await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3)).data)
         names, total = page.get("streams") or [], page.get("total", 0)
         found += names
         if not names:
