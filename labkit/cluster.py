@@ -76,13 +76,14 @@ async def start_compose(say=lambda text: None):
     except LabError:
         await asyncio.to_thread(compose.run, "down", "-v")
         raise
-    for _ in range(300):
+    for _ in range(600):
         cluster = await find_compose()
         told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))
         if told and all(told) and agreed(told):
+            await can_create(cluster)
             return cluster
         await asyncio.sleep(0.1)
-    raise LabError("The containers are up, but the cluster was not ready after 30 s. Look with: "
+    raise LabError("The containers are up, but the cluster was not ready after 60 s. Look with: "
                    f"docker compose -p {compose.PROJECT} logs")
 
 

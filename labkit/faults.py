@@ -33,7 +33,7 @@ class Faults:
     async def stop(self, name):
         """SIGTERM: the node hands its leaderships over and ends in good order (on Windows it is a kill)."""
         node = self._node(name)
-        await self._container("stop", node) or await asyncio.to_thread(nodes.end_processes, [node.process()], 10)
+        await self._container("stop", node) or await asyncio.to_thread(nodes.end_processes, [node.process()], 30)
 
     async def lame_duck(self, name):
         """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away one
