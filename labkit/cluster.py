@@ -76,13 +76,21 @@ async def start_compose(say=lambda text: None):
     except LabError:
         await asyncio.to_thread(compose.run, "down", "-v")
         raise
-    for _ in range(300):
+    return await mended_compose()
+
+
+async def mended_compose():
+    """The compose Cluster, whatever a kernel that was killed did to its containers, once an R3 stream can be created.
+    Raises LabError after a minute."""
+    await asyncio.to_thread(compose.mend)
+    for _ in range(600):
         cluster = await find_compose()
         told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))
         if told and all(told) and agreed(told):
+            await can_create(cluster)
             return cluster
         await asyncio.sleep(0.1)
-    raise LabError("The containers are up, but the cluster was not ready after 30 s. Look with: "
+    raise LabError("The containers are up, but the cluster was not ready after 60 s. Look with: "
                    f"docker compose -p {compose.PROJECT} logs")
 
 
@@ -110,8 +118,10 @@ def written_down():
 
 
 async def is_well(node):
-    """True if the node's process lives, is the one we started, and answers with the server id that we know."""
-    told = await node.varz() if node.process() else None
+    """True if the node's process lives, is the one we started, and answers with the server id that we know.
+
+    It is asked with patience: who is not well is ended and started again, and on a busy machine half a second is short."""
+    told = await node.varz(timeout=5) if node.process() else None
     return bool(told) and told["server_id"] == node.server_id
 
 
@@ -192,12 +202,12 @@ def refuse_taken_ports(members):
                     "`python -m labkit doctor` shows all ports.")
 
 
-async def wait_ready(members, timeout=20):
+async def wait_ready(members, timeout=40):
     """Waits until all nodes are linked and agree on a meta leader that sees two current replicas (seconds). Raises
     LabError early if a process ends. Learns the server ids on the way."""
     start = time.monotonic()
     while True:
-        told = await asyncio.gather(*(node.varz(timeout=0.3) for node in members))
+        told = await asyncio.gather(*(node.varz(timeout=1) for node in members))
         for node, facts in zip(members, told):
             if not node.process():
                 raise LabError(f"{node.name} ended while it started. {last_words(node)}")

@@ -1,4 +1,5 @@
 """The same three nodes as containers of docker-compose.yml."""
+import json
 import shutil
 import subprocess
 
@@ -7,6 +8,7 @@ from labkit.errors import LabError
 from labkit.nodes import Node
 
 PROJECT = "labkit"  # compose's name for this set of containers
+MESH = {"n1": "10.213.37.11", "n2": "10.213.37.12", "n3": "10.213.37.13"}  # in the network of the routes: as in the file
 
 
 async def members():
@@ -40,3 +42,18 @@ def docker(*arguments):
     if done.returncode:
         raise LabError(f"`docker {' '.join(arguments)}` failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+def cut_off(name):
+    """Takes this node's container out of the network of the routes."""
+    docker("network", "disconnect", "labkit-mesh", f"labkit-{name}")
+
+
+def mend(names=nodes.NAMES):
+    """Undoes what a lesson does to these nodes' containers: resumes, starts, brings back into the network of the routes."""
+    for name in names:
+        container = json.loads(docker("inspect", f"labkit-{name}"))[0]
+        if (state := container["State"]["Status"]) != "running":
+            docker("unpause" if state == "paused" else "start", f"labkit-{name}")
+        if "labkit-mesh" not in container["NetworkSettings"]["Networks"]:
+            docker("network", "connect", "--ip", MESH[name], "--alias", f"{name}-mesh", "labkit-mesh", f"labkit-{name}")

@@ -15,7 +15,12 @@ from labkit.errors import LabError
 from labkit.private import Private
 
 CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
-                nats.errors.NoServersError)  # what error_cb hears when a node goes away: no news after a fault
+                nats.errors.NoServersError)
+
+
+def is_consequence(error):
+    """True if this is what error_cb hears when a node goes away: no news after a fault."""
+    return isinstance(error, CONSEQUENCES) or "empty response from server" in str(error)  # docker's proxy, the node behind it dead
 
 
 class Faults:
@@ -33,7 +38,7 @@ class Faults:
     async def stop(self, name):
         """SIGTERM: the node hands its leaderships over and ends in good order (on Windows it is a kill)."""
         node = self._node(name)
-        await self._container("stop", node) or await asyncio.to_thread(nodes.end_processes, [node.process()], 10)
+        await self._container("stop", node) or await asyncio.to_thread(nodes.end_processes, [node.process()], 30)
 
     async def lame_duck(self, name):
         """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away one
@@ -58,7 +63,7 @@ class Faults:
         node = self._node(name)
         await self._container("unpause", node) or self._alive(node).resume()
 
-    async def start(self, name, timeout=10):
+    async def start(self, name, timeout=30):
         """Starts a node that was killed or stopped, on the data that it left. Returns when clients can connect to it
         (its monitoring answers a moment earlier). timeout: seconds."""
         node = self._node(name)
@@ -69,7 +74,7 @@ class Faults:
                 self.lab.cluster.spawn(node)
         await self.lab.until(node.varz, timeout)
         await self.lab.until(lambda: not nodes.is_free(node.port), timeout)
-        node.server_id = (await node.varz(timeout=2) or {}).get("server_id", "")
+        node.server_id = (await node.varz(timeout=5) or {}).get("server_id", "")
 
     async def isolate(self, *names):
         """A network partition: these nodes and the others no longer hear each other; clients still reach all.
@@ -78,7 +83,7 @@ class Faults:
         Containers: they leave the network of the routes (docker network disconnect)."""
         for node in [self._node(name) for name in names]:  # all are known before the first is cut off
             if node.name not in self.isolated:
-                await self._container("network", node, "disconnect")
+                await self._container("cut off", node)
                 self.isolated.add(node.name)
         if isinstance(self.lab.cluster, Private):
             await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)  # traffic goes on until it is cut
@@ -87,12 +92,12 @@ class Faults:
         """Ends the partition of these nodes."""
         for node in [self._node(name) for name in names]:
             if node.name in self.isolated:
-                await self._container("network", node, "connect")
+                await self._container("rejoin", node)
                 self.isolated.remove(node.name)
         if isinstance(self.lab.cluster, Private):
             await asyncio.to_thread(self.lab.cluster.links.silence, self.isolated)
 
-    async def step_down(self, stream=None, consumer=None, to=None, timeout=10):
+    async def step_down(self, stream=None, consumer=None, to=None, timeout=30):
         """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the
         system account). to: the node that shall lead (default: any other; nothing happens if it leads already).
         Returns the new leader's name. Raises LabError if there is none after `timeout` seconds."""
@@ -114,7 +119,7 @@ class Faults:
         now = await state.wait_for_leader(self.lab, stream, consumer, other_than=before, timeout=timeout)
         return now if to in (None, now) else await self.step_down(stream, consumer, to, timeout)
 
-    async def heal(self, timeout=30):
+    async def heal(self, timeout=60):
         """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes
         agree on a leader that sees the others. timeout: seconds; raises LabError that shows what was seen last."""
         if not self.used:
@@ -136,9 +141,7 @@ class Faults:
             if not process:
                 self.lab.cluster.spawn(node)
             return
-        seen = (await asyncio.to_thread(compose.docker, "inspect", "-f", "{{.State.Status}}", f"labkit-{node.name}")).strip()
-        if seen != "running":
-            await asyncio.to_thread(compose.docker, "unpause" if seen == "paused" else "start", f"labkit-{node.name}")
+        await asyncio.to_thread(compose.mend, [node.name])
 
     # --- where a fault may happen ----------------------------------------------------------------------------------
 
@@ -166,11 +169,10 @@ class Faults:
         """Does it with docker where the nodes are containers, and returns True; else returns False."""
         if self.lab.cluster.backend != "compose":
             return False
-        container = f"labkit-{node.name}"
-        if verb == "network":
-            alias = ["--alias", f"{node.name}-mesh"] if words[0] == "connect" else []
-            command = ["network", words[0], *alias, "labkit-mesh", container]
+        if verb == "cut off":
+            await asyncio.to_thread(compose.cut_off, node.name)
+        elif verb == "rejoin":
+            await asyncio.to_thread(compose.mend, [node.name])
         else:
-            command = [verb, *words, container]
-        await asyncio.to_thread(compose.docker, *command)
+            await asyncio.to_thread(compose.docker, verb, *words, f"labkit-{node.name}")
         return True

@@ -116,7 +116,7 @@ class Lab:
                 await value
         self._undo.push_async_callback(call)
 
-    async def worker(self, module, name, log=None, kill_at=None, pause_at=None, timeout=10, **options):
+    async def worker(self, module, name, log=None, kill_at=None, pause_at=None, timeout=30, **options):
         """Starts a worker as a process of its own, and returns a Worker once it is connected.
 
         module: file that a `%%worker` cell wrote; name: what it is called in the log; log: Recorder for its points;
@@ -125,7 +125,7 @@ class Lab:
         """
         return await workers.start(self, module, name, log, kill_at, pause_at, timeout, options)
 
-    async def until(self, condition, timeout=5):
+    async def until(self, condition, timeout=15):
         """Waits until `condition()` (a function, or one that returns an awaitable) is true; returns what it returned.
 
         timeout: seconds. Raises LabError that shows the condition and what its names held when time ran out.
@@ -134,18 +134,23 @@ class Lab:
         while True:
             value = condition()
             if inspect.isawaitable(value):
-                value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
+                try:
+                    value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
+                except TimeoutError:  # of this wait, or of what the condition asks
+                    if time.monotonic() < end:
+                        raise
+                    value = None
             if value:
                 return value
             if time.monotonic() >= end:
                 raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
             await asyncio.sleep(0.01)
 
-    async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=15):
+    async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):
         """Waits until the stream, its consumer, or the meta group has a leader (not `other_than`); returns its name."""
         return await state.wait_for_leader(self, stream, consumer, other_than, timeout)
 
-    async def wait_for_current(self, stream=None, timeout=15):
+    async def wait_for_current(self, stream=None, timeout=30):
         """Waits until all replicas of the stream (or of the meta group) are current; returns the leader's name."""
         return await state.wait_for_current(self, stream, timeout)
 
@@ -158,7 +163,7 @@ class Lab:
 
     def raise_errors(self):
         """Raises LabError if callbacks or background tasks of this lesson failed since the last call; says which."""
-        found = [error for error in self._net.take() if not (self.faults.used and isinstance(error, faults.CONSEQUENCES))]
+        found = [error for error in self._net.take() if not (self.faults.used and faults.is_consequence(error))]
         if found:
             lines = "\n".join(f"  - {describe(error)}" for error in found[:10])
             more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""

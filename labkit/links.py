@@ -32,6 +32,7 @@ class Links:
         self.child.stdin.flush()
         answer = self.child.stdout.readline()
         if answer != b"done\n":
+            self.end()
             raise OSError(f"the proxies of the routes said {answer!r}; wanted: done")
 
     def end(self):

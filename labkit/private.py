@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 from labkit import nodes, ward
-from labkit.cluster import Cluster, find_compose, refuse_full_disk, start_compose, wait_ready
+from labkit.cluster import Cluster, find_compose, mended_compose, refuse_full_disk, start_compose, wait_ready
 from labkit.errors import LabError
 from labkit.links import Links
 from labkit.nodes import Node
@@ -17,6 +17,12 @@ NOWHERE = "127.0.0.1:1"  # what a node tells others about its routes: gossip mus
 
 class Private(Cluster):
     """Three nodes whose routes run through proxies (see links.py). `links`; `folder` with their data and logs."""
+    links = None
+
+    def start_links(self):
+        """Starts the proxies. Raises OSError if one of their ports is taken."""
+        self.links = Links(self.proxies)
+        ward.keep(pid=self.links.child.pid)
 
     def spawn(self, node):
         """Starts (or starts again, on its old data) one node; returns at once."""
@@ -26,7 +32,8 @@ class Private(Cluster):
     def end(self):
         """Ends nodes and proxies and removes the data. Returns the names of nodes that could not be ended."""
         nodes.end_processes([node.process() for node in self.nodes])
-        self.links.end()
+        if self.links:
+            self.links.end()
         shutil.rmtree(self.folder, ignore_errors=True)
         return [node.name for node in self.nodes if node.process()]
 
@@ -40,12 +47,13 @@ async def start(say=lambda text: None, tries=3, sync="2m"):
     while True:
         cluster = _laid_out(sync)
         try:
+            cluster.start_links()
             for node in cluster.nodes:
                 cluster.spawn(node)
             await wait_ready(cluster.nodes)
             await can_create(cluster)
             return cluster
-        except LabError:  # another program may have taken a port in that moment
+        except (LabError, OSError):  # another program may have taken a port in that moment
             cluster.end()
             if not (tries := tries - 1):
                 raise
@@ -57,22 +65,20 @@ async def start(say=lambda text: None, tries=3, sync="2m"):
 async def start_or_containers(say):
     """A Private cluster; where the lab runs in containers (LABKIT_BACKEND, or because they are up), those."""
     asked = os.environ.get("LABKIT_BACKEND", "")
-    containers = await find_compose() if asked in ("", "compose") else None
-    if asked == "compose" and not containers:
-        containers = await start_compose(say)
-    return containers or await start(say)
+    if asked in ("", "compose") and await find_compose():
+        return await mended_compose()
+    return await start_compose(say) if asked == "compose" else await start(say)
 
 
 def _laid_out(sync):
-    """A Private cluster with its ports, its folder and its proxies; no node runs yet."""
+    """A Private cluster with its ports and its folder; nothing of it runs yet."""
     folder = tempfile.mkdtemp(prefix="labkit-private-")
     ward.keep(folder=folder)
     base, at = free_base(), itertools.count(6000)
     members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}", sync=sync) for i, name in enumerate(nodes.NAMES)]
     cluster = Private("embedded", members, [node.url for node in members])
     cluster.folder = folder
-    cluster.links = Links({(a.name, b.name): (base + next(at), b.route) for a in members for b in members if a is not b})
-    ward.keep(pid=cluster.links.child.pid)
+    cluster.proxies = {(a.name, b.name): (base + next(at), b.route) for a in members for b in members if a is not b}
     return cluster
 
 

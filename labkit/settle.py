@@ -11,7 +11,7 @@ import asyncio
 import time
 
 from nats.errors import Error, NoRespondersError
-from nats.js.errors import APIError, NoStreamResponseError
+from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
 from labkit.client import connect
 from labkit.errors import LabError
@@ -20,7 +20,7 @@ REFUSED = (10060,)  # "expected stream does not match": said by the leader itsel
 NOWHERE = {"Nats-Expected-Stream": "no-such-stream"}  # the leader refuses such a message, so a probe stores nothing
 
 
-async def can_create(cluster, timeout=20):
+async def can_create(cluster, timeout=40):
     """Returns when an R3 stream was created on this cluster (and is gone again): the proof that it is ready.
 
     A meta leader that sees all replicas is no proof: for some more milliseconds it may not know enough of the other servers
@@ -40,7 +40,7 @@ async def can_create(cluster, timeout=20):
         await client.close()
 
 
-async def settled(client, stream, timeout=5):
+async def settled(client, stream, timeout=20):
     """Returns when the stream's leader, and the leader of each of its pull consumers, answer this client's node.
 
     timeout: seconds. Raises LabError if one stays silent. A program in production has no such call: it publishes or
@@ -61,11 +61,11 @@ async def _until_answered(ask, end, who):
     while True:
         try:
             return await ask()
+        except (NoStreamResponseError, NoRespondersError, ServiceUnavailableError, TimeoutError) as error:
+            if time.monotonic() > end:
+                raise LabError(f"The leader of {who} did not answer in time: {error!r}.") from None
+            await asyncio.sleep(0.005)
         except APIError as error:
             if error.err_code in REFUSED:
                 return None
             raise
-        except (NoStreamResponseError, NoRespondersError, TimeoutError) as error:
-            if time.monotonic() > end:
-                raise LabError(f"The leader of {who} did not answer in time: {error!r}.") from None
-            await asyncio.sleep(0.005)

@@ -1,8 +1,11 @@
 """A clean slate: which streams are the lesson's own, and how they go away."""
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
+
+from nats.errors import NoRespondersError
 
 from labkit import cluster as clusters
 from labkit import nodes, tables
@@ -13,13 +16,20 @@ CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each conne
 
 
 async def stream_names(client):
-    """Names of all streams of the client's account (set); the empty set where there is no JetStream."""
-    try:
-        return {info.config.name for info in await client.jetstream(timeout=3).streams_info()}
-    except Exception as error:
-        if type(error).__name__ in ("ServiceUnavailableError", "NoRespondersError", "TimeoutError"):
-            return set()
-        raise
+    """Names of all streams of the client's account (set); the empty set where there is no JetStream.
+
+    Of the names the meta leader knows all; a list with their state (streams_info) it gathers from the streams' leaders, waits
+    four seconds for each that is silent, and then leaves it out."""
+    found, total = [], 1
+    while len(found) < total:
+        page = {}
+        with contextlib.suppress(NoRespondersError, TimeoutError):
+            page = json.loads((await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3)).data)
+        names, total = page.get("streams") or [], page.get("total", 0)
+        found += names
+        if not names:
+            break
+    return set(found)
 
 
 class Account:
@@ -39,7 +49,7 @@ class Account:
         await self._until_off_disk(names)
         return len(names)
 
-    async def _until_off_disk(self, names, timeout=2):
+    async def _until_off_disk(self, names, timeout=10):
         """Followers remove a deleted stream's files a moment later; a stream of the same name that is created before
         can fail with err_code 10049. Seen from here only where the nodes are processes of this machine."""
         streams = [Path(node.store, "jetstream", self.lab.topic.upper(), "streams") for node in self.lab.cluster.nodes
@@ -100,16 +110,15 @@ async def wipe_accounts(topics):
     deleted = 0
     for topic in topics:
         client = await connect(**cluster.login(topic))
-        js = client.jetstream(timeout=3)
-        for info in await js.streams_info():
-            deleted += await js.delete_stream(info.config.name)
+        for name in await stream_names(client):
+            deleted += await client.jetstream().delete_stream(name)
         await client.close()
     return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"
 
 
 async def connections_left(cluster, topic):
-    """Connections of this account that are still open a second after all of ours were closed (list of words)."""
-    end = time.monotonic() + 1
+    """Connections of this account that are still open some seconds after all of ours were closed (list of words)."""
+    end = time.monotonic() + 3
     while True:
         table = await tables.connections(cluster, topic)
         if not len(table) or time.monotonic() > end:

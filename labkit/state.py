@@ -3,16 +3,32 @@ And waits for it, by condition."""
 import asyncio
 import time
 
+import psutil
+
 from labkit.errors import LabError
+from labkit.nodes import Node
 
 ASK = "jsz?accounts=true&streams=true&consumers=true"
 SILENT = 3e9  # nanoseconds: a follower that its leader has not heard for so long does not count (heartbeats come each second)
 
 
-async def seen(cluster, account):
+async def patient(node, path="varz"):
+    """What the node tells (see Node.varz): for who looks once, and takes silence for an answer. On a busy machine a node
+    may need more than half a second; one whose process runs, and does not stand still, is asked again."""
+    return await node.varz(path) or (await node.varz(path, timeout=5) if _runs(node) else None)
+
+
+def _runs(node):
+    try:
+        return (process := node.process()) is not None and process.status() != psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def seen(cluster, account, ask=Node.varz):
     """What each node that answers knows: {node: {"meta": …, "streams": {name: …}, "consumers": {(stream, name): …}}}, where …
-    is the node's view of that raft group: dict with leader and replicas."""
-    told = await asyncio.gather(*(node.varz(ASK) for node in cluster.nodes))
+    is the node's view of that raft group: dict with leader and replicas. ask: Node.varz, or patient."""
+    told = await asyncio.gather(*(ask(node, ASK) for node in cluster.nodes))
     found = {}
     for node, facts in zip(cluster.nodes, told):
         if not facts:
@@ -84,7 +100,7 @@ def heard(peer):
     return not peer.get("offline") and peer.get("active", 0) < SILENT and (peer["current"] or peer.get("active", 0) > 0)
 
 
-async def wait_for_leader(lab, stream=None, consumer=None, other_than=None, timeout=15):
+async def wait_for_leader(lab, stream=None, consumer=None, other_than=None, timeout=30):
     """Waits until the stream, the consumer or the meta group has a leader, and another one than `other_than` (a node's
     name). Returns its name. timeout: seconds; raises LabError that shows what was seen last."""
     async def look():
@@ -94,7 +110,7 @@ async def wait_for_leader(lab, stream=None, consumer=None, other_than=None, time
                        timeout)
 
 
-async def wait_for_current(lab, stream=None, timeout=15):
+async def wait_for_current(lab, stream=None, timeout=30):
     """Waits until all replicas of the stream (or of the meta group) are current, as its leader sees it. Returns the
     leader's name. timeout: seconds; raises LabError that shows what was seen last."""
     async def look():
@@ -107,7 +123,7 @@ async def wait_for_current(lab, stream=None, timeout=15):
     return await _wait(lab, look, f"current replicas of {_name(stream)}", timeout)
 
 
-async def wait_for_whole(lab, timeout=30):
+async def wait_for_whole(lab, timeout=60):
     """Waits until all nodes answer, are linked, agree on one meta leader, and that one sees the others; then the same for
     each stream of the lesson. timeout: seconds; raises LabError that shows what was seen last."""
     async def look():
@@ -133,7 +149,7 @@ async def _wait(lab, look, what, timeout):
     while not (found := await look()):
         if time.monotonic() > end:
             last = {name: {"meta": view["meta"].get("leader"), **{s: group(view, s).get("leader") for s in view["streams"]}}
-                    for name, view in (await seen(lab.cluster, lab.topic)).items()}
+                    for name, view in (await seen(lab.cluster, lab.topic, patient)).items()}
             raise LabError(f"Waited {timeout} s, in vain, for {what}. Last seen, node by node, who leads: {last or 'no answer'}.")
         await asyncio.sleep(0.02)
     return found

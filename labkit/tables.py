@@ -16,7 +16,7 @@ async def nodes(cluster, isolated=()):
     state: "up"; "isolated" (it answers, and is cut off from the others); "paused"; "dead"; "no answer" where more cannot
     be known. isolated: names of the nodes that are cut off, since no node can tell that of itself."""
     import pandas as pd
-    told = await asyncio.gather(*(node.varz() for node in cluster.nodes))
+    told = await asyncio.gather(*map(state.patient, cluster.nodes))
     rows = []
     for node, facts in zip(cluster.nodes, told):
         if not facts:
@@ -55,7 +55,7 @@ async def replicas(cluster, account):
     One row a replica of a stream of this account, read from the nodes themselves, so it works while JetStream does not;
     a stream all of whose nodes are silent is not in it."""
     import pandas as pd
-    views = await state.seen(cluster, account)
+    views = await state.seen(cluster, account, state.patient)
     rows = []
     for stream in sorted({name for view in views.values() for name in view["streams"]}):
         leader = state.leading(views, stream)
@@ -114,7 +114,7 @@ async def connections(cluster, account):
     connection of this account, as the nodes' /connz tell it."""
     import pandas as pd
     query = f"connz?acc={account.upper()}"
-    told = await asyncio.gather(*(node.varz(query) for node in cluster.nodes))
+    told = await asyncio.gather(*(state.patient(node, query) for node in cluster.nodes))
     rows = [{"node": node.name, "name": c.get("name", ""), "subscriptions": c["subscriptions"], "in_msgs": c["in_msgs"],
              "out_msgs": c["out_msgs"], "pending_bytes": c["pending_bytes"]}
             for node, facts in zip(cluster.nodes, told) for c in (facts or {}).get("connections") or []]

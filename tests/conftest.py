@@ -1,8 +1,10 @@
 """What all tests share: a lab of one's own, and a look round at the end that nothing was left behind."""
 import asyncio
+import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 from labkit import cluster as clusters
 from labkit import nodes
 
+TAKEN = []  # sockets that hold ports for this process, see free_base()
 RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
@@ -87,17 +90,31 @@ def settle(monkeypatch, folder, base):
 
 
 def free_base():
-    """A client port, drawn at random so that two test runs on one machine do not meet, whose nine ports are free."""
-    for base in random.sample(range(10000, 20000, 10), 1000):
-        if all(nodes.is_free(base + offset + i) for offset in (0, 2000, 4000) for i in range(3)):
+    """A client port whose nine ports are free, below those of private clusters (20000 and up). It is bound later, so the
+    tenth of each ten is taken at once, until this process ends: another pytest that runs now draws other ports."""
+    for base in random.sample(range(10000, 16000, 10), 600):
+        tens = [base + offset for offset in (0, 2000, 4000)]
+        if all(nodes.is_free(ten + i) for ten in tens for i in range(3)) and take([ten + 9 for ten in tens]):
             return base
-    raise RuntimeError("no nine free ports between 10000 and 24000")
+    raise RuntimeError("no nine free ports between 10000 and 20000")
+
+
+def take(ports):
+    """Binds these ports until the process ends. Returns False, and holds none of them, if one is taken."""
+    with contextlib.ExitStack() as held:
+        try:
+            for port in ports:
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        TAKEN.append(held.pop_all())
+    return True
 
 
 @pytest.fixture
 def labkit():
     """Runs `python -m labkit …` in the lab of the test. Returns (exit code, everything printed)."""
-    def run(*arguments, cwd=None, timeout=60, **environment):
+    def run(*arguments, cwd=None, timeout=300, **environment):
         done = subprocess.run([sys.executable, "-m", "labkit", *arguments], cwd=cwd, timeout=timeout, text=True,
                               capture_output=True, env={**os.environ, "COLUMNS": "200", **environment})
         return done.returncode, done.stdout + done.stderr
@@ -132,7 +149,8 @@ def server(tmp_path):
         (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}")
         started.append(subprocess.Popen([binary or nodes.server_binary(), "-c", str(folder / "server.conf")],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder))
-        for _ in range(200):
+        end = time.monotonic() + 20
+        while time.monotonic() < end and started[-1].poll() is None:
             if not nodes.is_free(port):
                 return port, psutil.Process(started[-1].pid)
             time.sleep(0.01)

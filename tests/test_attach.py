@@ -71,7 +71,7 @@ async def test_an_unreachable_url_is_said_within_seconds(attach):
     began = time.monotonic()
     with pytest.raises(LabError, match="No connection to nats://127.0.0.1:1 .*Refused.* Is NATS_URL right"):
         await Lab.open("checks")
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20, "nats-py alone would go on for two minutes"
 
 
 @pytest.mark.parametrize("settings", [{}, {"NATS_USER": "me", "NATS_PASSWORD": "wrong"}])

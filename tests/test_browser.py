@@ -37,12 +37,13 @@ def address():
     command = [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port), "--expose-app-in-browser",
                "--IdentityProvider.token=look"]
     lab = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(300):
+    end = time.monotonic() + 180
+    while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=1)
             break
         except OSError:
-            assert lab.poll() is None, "the lab did not start: python -m labkit lab --no-browser"
+            assert lab.poll() is None and time.monotonic() < end, "the lab did not start: python -m labkit lab --no-browser"
             time.sleep(0.1)
     yield f"http://127.0.0.1:{port}"
     os.killpg(lab.pid, signal.SIGTERM)
@@ -66,12 +67,12 @@ def browser():
 def test_run_all_in_jupyterlab(address, browser, lesson):
     stored = (notebook.FOLDER / lesson).read_bytes()
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     page.goto(f"{address}/lab/tree/notebooks/{lesson}?reset&token=look")
     page.wait_for_function(READY)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    page.wait_for_function(DONE, timeout=120_000)
+    page.wait_for_function(DONE, timeout=400_000)
     cells = page.evaluate(CELLS)
     bad = [(cell["id"], output.get("ename") or output["text"]) for cell in cells for output in cell["outputs"]
            if output["output_type"] == "error" or output.get("name") == "stderr"]
@@ -105,7 +106,7 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in COCKPIT])
     nbformat.write(notebook.normalise(book), folder / "cockpit.ipynb")
     page = browser.new_page(viewport={"width": 1100, "height": 1000})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(90_000)
     page.goto(f"{address}/lab/tree/work/{folder.name}/cockpit.ipynb?reset&token=look")
     page.wait_for_function(READY)
     page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")

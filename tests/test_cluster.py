@@ -20,7 +20,7 @@ async def test_a_started_cluster_creates_a_replicated_stream_at_once(own):
     cluster = await clusters.find_or_start()
     for url in cluster.servers:
         client = await nats.connect(url, user="checks", password="lab")
-        await client.jetstream(timeout=2).add_stream(name=f"S{url[-1]}", subjects=[url[-1]], num_replicas=3)
+        await client.jetstream().add_stream(name=f"S{url[-1]}", subjects=[url[-1]], num_replicas=3)
         await client.close()
 
 
@@ -35,7 +35,7 @@ async def test_every_later_caller_finds_the_same_processes(own, labkit):
 def test_two_kernels_that_start_at_once_get_one_cluster(own, python):
     source = ("import asyncio; from labkit import cluster\n"
               "print(sorted(n.pid for n in asyncio.run(cluster.find_or_start()).nodes))")
-    answers = [process.communicate(timeout=30)[0] for process in [python(source) for _ in range(3)]]
+    answers = [process.communicate(timeout=150)[0] for process in [python(source) for _ in range(3)]]
     assert len(set(answers)) == 1, answers
     assert len(nodes.strays(own)) == 3
 
@@ -112,9 +112,9 @@ async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_t
     broken.write_text(nodes.CONFIG.read_text() + "\nno_such_option: 1\n")
     monkeypatch.setattr(nodes, "CONFIG", broken)
     began = time.monotonic()
-    with pytest.raises(LabError, match="n1 ended while it started.*no_such_option"):
+    with pytest.raises(LabError, match="n[123] ended while it started.*no_such_option"):
         await clusters.find_or_start()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20, "not only when the time to get ready is over"
     assert not nodes.strays(own)
 
 

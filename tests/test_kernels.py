@@ -10,13 +10,13 @@ import pytest
 from nbclient import NotebookClient
 
 from labkit import cluster as clusters
-from labkit import nodes, notebook, tables
+from labkit import nodes, notebook, slate, tables
 
 
 async def twice_in_one_kernel(path, folder):
     book = nbformat.read(path, 4)
     # another working directory than the notebook's own: labkit is installed, not found by its path
-    client = NotebookClient(book, timeout=150, kernel_name="python3", resources={"metadata": {"path": folder}},
+    client = NotebookClient(book, timeout=300, startup_timeout=180, kernel_name="python3", resources={"metadata": {"path": folder}},
                             extra_arguments=["--log-level=ERROR"])
     async with client.async_setup_kernel():
         for _ in range(2):
@@ -31,7 +31,7 @@ async def leftovers(cluster):
     found = []
     for account in nodes.accounts() + ["sandbox"]:
         client = await nats.connect(cluster.servers, user=account, password="lab", name="looking round")
-        found += [(account, info.config.name) for info in await client.jetstream(timeout=3).streams_info()]
+        found += [(account, name) for name in await slate.stream_names(client)]
         await client.close()
         table = await tables.connections(cluster, account)
         found += [(account, name) for name in table["name"] if name != "looking round"]
@@ -69,7 +69,7 @@ async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, p
 
 async def nothing_left(known):
     """No process of ours but these pids, once the wards have done their work."""
-    for _ in range(200):
+    for _ in range(600):
         left = children(known)
         if not left:
             return
