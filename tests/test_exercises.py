@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from labkit import Lab, LabError, exercises, notebook
-from labkit.faults import CONSEQUENCES
+from labkit.faults import is_consequence
 
 BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebook.find() if not path.name.startswith("9")}
 
@@ -23,10 +23,7 @@ def defined(topic):
     return {name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)}
 
 
-PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells if cell["id"] == "setup" and "private=True" in cell.source}
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
-PRIVATE = {topic for topic, book in BOOKS.items() for cell in book.cells
-           if cell.cell_type == "code" and "Lab.open(" in cell.source and "private=True" in cell.source}
 WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
 
 
@@ -40,7 +37,7 @@ async def lab(shared, request):
     lab = await Lab.open(topic, private=topic in PRIVATE)
     yield lab
     await lab._leave()
-    left = [error for error in lab._net.take() if not (lab.faults.used and isinstance(error, CONSEQUENCES))]
+    left = [error for error in lab._net.take() if not (lab.faults.used and is_consequence(error))]
     assert not left, "an answer left an error behind in a callback or a task"
 
 
