@@ -84,7 +84,7 @@ class connected_but_silent(Shop):
         return len(self.refused) >= 1
 
     async def well_too(self):
-        if not await self.frozen.varz():
+        if not await self.frozen.varz(timeout=3):
             raise Unwell(f"orders flow, and node {self.frozen.name} does not answer: one more fault and the cluster "
                          f"is gone.")
 
