@@ -178,7 +178,7 @@ class Case:
     async def _stop(self):
         self._stopping.set()
         if self._tasks:
-            _, slow = await asyncio.wait(self._tasks, timeout=2)  # a handler that is cut off leaves a message out for ack wait
+            _, slow = await asyncio.wait(self._tasks, timeout=2)  # a handler cut off leaves its message out
             for task in slow:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
