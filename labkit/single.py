@@ -21,7 +21,7 @@ class Single:
         self.folder, self.port, self.child = folder, nodes.free_port(), None
         self.url, self.log = f"nats://127.0.0.1:{self.port}", folder / "server.log"
 
-    async def start(self, timeout=5):
+    async def start(self, timeout=10):
         """Starts it (again, on its old data) and returns when it answers. Raises LabError with the log's last words."""
         with open(self.log, "ab") as log:
             self.child = subprocess.Popen([nodes.server_binary(), "-c", str(self.folder / "server.conf")], cwd=self.folder,

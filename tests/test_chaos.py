@@ -93,6 +93,8 @@ async def chaos(seconds, seed, at_once=1):
     publishers = [asyncio.create_task(publish(lab, f"publisher-{n}", f"n{n}", log, enough)) for n in "123"]
     consumers = [asyncio.create_task(consume(lab, f"consumer-{n}", f"n{n}", log, done)) for n in "123"]
     try:
+        await lab.until(lambda: all(log.count("acked", lane=f"publisher-{n}") and processed(log, n) for n in "123"),
+                        timeout=20)  # a first connection must not meet a paused node
         await break_things(lab, seconds, random.Random(seed), at_once, log)
         enough.set()
         async with asyncio.timeout(30):
@@ -117,7 +119,7 @@ async def everything(lab, options):
     """The ids in the stream, in order."""
     client = await lab.connect(**options)
     sub = await client.jetstream().subscribe("chaos.*", ordered_consumer=True)
-    ids, last = [], (await lab.js.stream_info("CHAOS")).state.last_seq
+    ids, last = [], (await client.jetstream().stream_info("CHAOS")).state.last_seq
     while len(ids) < last:
         ids.append((await sub.next_msg(timeout=5)).headers["Nats-Msg-Id"])
     return ids

@@ -31,6 +31,7 @@ async def test_it_is_ill_wrong_repairs_are_flagged_and_the_documented_one_heals(
     for mistake in (mistake for mistake in case.wrong if mistake not in case.spoils):
         await is_flagged(case, mistake)
     await run(case, case.repair)
+    case.patience = 8  # on a busy machine a backlog takes its time
     verdict = await case.verdict(case.cause)
     assert verdict.startswith(f"{name}: healed. The cause was: {case.cause}. "), verdict
 
@@ -43,8 +44,10 @@ async def test_a_repair_that_makes_it_worse_is_flagged(lab, name, mistake):
 async def is_flagged(case, mistake):
     source, words = case.wrong[mistake]
     await run(case, source)
-    case.patience = 1.2
-    verdict = await case.verdict(case.cause)
+    for case.patience in (1.2, 6):  # short, since most wait in vain; once more where what flows flows slowly
+        verdict = await case.verdict(case.cause)
+        if words in verdict:
+            break
     del case.patience
     assert verdict.startswith(f"{case.name}: not yet. The cause is right. Still wrong: ") and words in verdict, verdict
 
@@ -55,12 +58,16 @@ async def test_one_case_at_a_time_and_nothing_of_it_stays(lab):
     first = await clinic.open(lab, "shop_is_closed")
     second = await clinic.open(lab, "nobody_knows_the_price")
     assert "this case is closed" in await first.verdict(first.cause)
-    assert [info.config.name for info in await lab.js.streams_info()] == [mine.config.name]
+    await lab.until(lambda: streams_are(lab, [mine.config.name]), timeout=10)
     with pytest.raises(LabError, match="closed"):
         await first.redeploy()
     await second.close()
     await lab.until(lambda: no_connection_but_the_notebooks(lab))
     await lab.js.delete_stream("MINE")
+
+
+async def streams_are(lab, names):  # a list that is made while a leader is silent lacks its stream
+    return [info.config.name for info in await lab.js.streams_info()] == names
 
 
 async def no_connection_but_the_notebooks(lab):

@@ -65,7 +65,7 @@ def asked(expression):
 
 async def test_every_metric_that_is_asked_for_is_one_that_the_exporter_serves(shared):
     lab = await Lab.open("checks")
-    known = JSZ | HEALTHZ | set(flattened(await lab.node("n1").varz()))
+    known = JSZ | HEALTHZ | set(flattened(await lab.node("n1").varz(timeout=5)))
     await lab.close()
     found = set()
     for where, expression in expressions():

@@ -16,7 +16,7 @@ async def lab(shared):
 
 async def test_it_answers_stops_starts_and_ends_with_the_lesson(lab):
     server = await single(lab, 'authorization { token: "s3cr3t" }')
-    client = await nats.connect(server.url, token="s3cr3t", reconnect_time_wait=0.05)
+    client = await nats.connect(server.url, token="s3cr3t", reconnect_time_wait=0.05, max_reconnect_attempts=-1)
     server.stop()
     await lab.until(lambda: not client.is_connected)
     await server.start()
@@ -32,7 +32,7 @@ async def test_a_paused_one_stands_still_and_ends_with_the_lesson_all_the_same(l
     server.pause()
     assert not await server._answers()
     server.resume()
-    assert await server._answers()
+    await lab.until(server._answers)
     server.pause()
     await lab.close()
     assert server.child.returncode is not None

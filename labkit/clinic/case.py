@@ -35,7 +35,7 @@ class Case:
     level, cause, report, hints, repair, wrong = 1, "", "", [], "", {}
     spoils = ()  # wrong repairs after which the documented one comes too late
     causes = sorted(CAUSES)
-    patience = 2.5  # seconds for which a check waits for something good before it says what is wrong
+    patience = 5  # seconds for which a check waits for something good before it says what is wrong
 
     def __init__(self, lab):
         self.lab, self.settings = lab, {}
@@ -178,7 +178,7 @@ class Case:
     async def _stop(self):
         self._stopping.set()
         if self._tasks:
-            _, slow = await asyncio.wait(self._tasks, timeout=0.8)
+            _, slow = await asyncio.wait(self._tasks, timeout=2)  # a handler cut off leaves its message out
             for task in slow:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -84,7 +84,7 @@ class connected_but_silent(Shop):
         return len(self.refused) >= 1
 
     async def well_too(self):
-        if not await self.frozen.varz():
+        if not await self.frozen.varz(timeout=3):
             raise Unwell(f"orders flow, and node {self.frozen.name} does not answer: one more fault and the cluster "
                          f"is gone.")
 
@@ -105,6 +105,7 @@ class one_node_fewer(Shop):
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.start(name)
+        await lab.wait_for_leader("ORDERS")
         await lab.settled("ORDERS")
         config = (await js.stream_info("ORDERS")).config
         config.num_replicas = 3
@@ -115,6 +116,7 @@ class one_node_fewer(Shop):
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.start(name)
+        await lab.wait_for_leader("ORDERS")
         await lab.settled("ORDERS")""", "one replica")}
 
     async def setup(self):
@@ -181,7 +183,7 @@ class Ask(Case):
     async def healthy(self):
         await self.until(lambda start=self.answered: self.answered > start, self.patience)
         failed, answered = self.failed, self.answered
-        await self.until(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 3)
+        await self.until(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 10)
         if self.failed > failed or self.answered < answered + 10:
             raise Unwell(f"{self.failed - failed} of the shop's last requests failed, {self.answered - answered} "
                          f"were answered. "

@@ -78,7 +78,8 @@ class queue_stands_still(Shop):
         return {**super().defaults(), "handler": handle_gifts}
 
     def symptom(self):
-        return len(self.accepted) > len(self.handled) + 8 and len(self.handled) >= 5
+        gifts = sum(self.order(number)["gift"] for number in set(self.handled))
+        return len(self.accepted) > len(self.handled) + 8 and gifts >= 5
 
 
 class after_the_maintenance(Shop):

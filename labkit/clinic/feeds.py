@@ -33,11 +33,13 @@ class gaps_in_the_chart(Case):
         return {"market": self.market, "chart": self.chart}
 
     async def setup(self):
-        self.drawn, self.sent = set(), 0
+        self.drawn, self.sent, self.listening = set(), 0, asyncio.Event()
 
     async def market(self):
         nc = await self.connect("market")
         try:
+            # The first burst waits for the chart: what comes before it listens is not its fault.
+            await self.until(lambda: self.listening.is_set() or self._stopping.is_set(), 10)
             while not self._stopping.is_set():
                 first = self.sent
                 for self.sent in range(first + 1, first + 201):
@@ -54,8 +56,11 @@ class gaps_in_the_chart(Case):
         try:
             await nc.subscribe(self.settings["subject"], cb=draw,
                                pending_msgs_limit=self.settings["pending_msgs_limit"])
+            await nc.flush()
+            self.listening.set()
             await self._stopping.wait()
         finally:
+            self.listening.clear()
             await asyncio.shield(farewell(nc, drain=False))
 
     def symptom(self):
@@ -66,7 +71,7 @@ class gaps_in_the_chart(Case):
 
     async def healthy(self):
         start = self.sent
-        await self.until(lambda: self.sent > start, 3)  # a burst begins that the chart sees from its first tick on
+        await self.until(lambda: self.sent > start, 10)  # a burst begins that the chart sees from its first tick on
         burst = set(range(start + 1, start + 201))
         await self.until(lambda: burst <= self.drawn, self.patience)
         if missing := burst - self.drawn:
@@ -149,7 +154,7 @@ class drill_gone_wrong(Case):
 
     async def drill(self):
         """Kills the node that the shop is on, once it knows of the other one."""
-        await self.until(lambda: self.answers > 0 and len(self.shop_client.discovered_servers) > 0, 3)
+        await self.until(lambda: self.answers > 0 and len(self.shop_client.discovered_servers) > 0, 8)
         i = self.ports.index(self.shop_client.connected_url.port)
         self.processes[i].kill()
         await asyncio.to_thread(self.processes[i].wait)

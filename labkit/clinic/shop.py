@@ -199,6 +199,6 @@ class Shop(Case):
         while not wanted(leader):
             leader = await self.lab.faults.step_down("ORDERS")
         await self.js.update_stream(info.config, num_replicas=1)
-        await self.lab.until(self._alone)
+        await self.lab.until(self._alone, timeout=15)
         await self.js.add_consumer("ORDERS", durable_name="billing", ack_wait=1)
         await self.lab.settled("ORDERS")

@@ -51,7 +51,7 @@ async def answer(js, subject, orders):
                         "max_reconnect_attempts is 2; wanted: -1"),
            "swallows": (CONNECT.replace("    return await", "    try:\n        return await") +
                         "\n    except asyncio.TimeoutError:\n        return None", "returned None; wanted: an exception")},
-    limit=30)
+    limit=60)
 async def bounded(lab, answer):
     """Connect within 3 s or raise; notice a server that hangs within 3 s; never give up a connection once made."""
     _wants(answer, "servers, **options")
@@ -110,7 +110,7 @@ async def bounded(lab, answer):
            "an id a try": (SURVIVE.replace('"Nats-Msg-Id": order', '"Nats-Msg-Id": str(time.monotonic())'), "which is no id of an order"),
            "drops what fails": (SURVIVE.replace("+ 30", "+ 0").replace("end:\n                    raise", "end:\n                    break"),
                                 "orders are stored; wanted")},
-    limit=45)
+    limit=100)
 async def survive(lab, answer):
     """Publish all orders, each stored once, although the stream's leader hangs and is then killed."""
     _wants(answer, "js, subject, orders")

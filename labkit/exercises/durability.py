@@ -39,7 +39,7 @@ def answer(views, stream):
            "in memory": (KEEPS.replace("FILE", "MEMORY"), "keeps its messages in memory"),
            "more than there are nodes": (KEEPS.replace("num_replicas=3", "num_replicas=5"), "The server refused"),
            "no subjects": (KEEPS.replace('subjects=["ex.orders.*"], ', ""), "has the subjects ['EX_ORDERS']")},
-    limit=40)
+    limit=90)
 async def keeps_orders(lab, answer):
     """Configure EX_ORDERS: takes orders with any one node dead, keeps them when all processes die, no needless copies."""
     if not isinstance(answer, api.StreamConfig):
@@ -96,7 +96,7 @@ async def _survives_a_node(lab, replicas):
            "does not know always": (RISK.replace('config.get("sync_always")', "False"), "sync_interval: always, it said 12000; wanted: 0"),
            "always the default": (RISK.replace('config["sync_interval"] / 1e9', "120"), "sync_interval: 10s, it said 12000; wanted: 1000"),
            "asks for a key that may be missing": (RISK.replace('config.get("sync_always")', 'config["sync_always"]'), "KeyError")},
-    limit=30)
+    limit=90)
 async def at_risk(lab, answer):
     """Say from /jsz how many acked messages a power failure of all machines can take at most."""
     if not callable(answer):
@@ -104,7 +104,7 @@ async def at_risk(lab, answer):
     for sync, wanted in (("2m", 12000), ("always", 0), ("10s", 1000)):
         cluster = await private.start(sync=sync)
         try:
-            told = await lab.until(lambda: cluster.nodes[0].varz("jsz"))  # /varz lacks it if asked while the node starts
+            told = await lab.until(lambda: cluster.nodes[0].varz("jsz", timeout=3), timeout=15)  # /varz lacks it if asked while the node starts
         finally:
             await asyncio.to_thread(cluster.end)
         got = answer(told, 100)
@@ -160,8 +160,9 @@ async def _healthy(lab):
 
         async def known():
             views = await state.seen(lab.cluster, lab.topic)
-            return views if [("EX_VIEWS" in view["streams"]) for view in views.values()] == [True] * 3 else None
-        return await lab.until(known)
+            there = [("EX_VIEWS" in view["streams"]) for view in views.values()] == [True] * 3
+            return views if there and state.leading(views, "EX_VIEWS") else None
+        return await lab.until(known, timeout=15)
     finally:
         await _gone(lab, "EX_VIEWS")
 

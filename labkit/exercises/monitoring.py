@@ -49,7 +49,8 @@ answer = count_once"""
                                         "'both' has given up 0; wanted: 1"),
            "names only": (GIVEN_UP.replace("return found", "return list(found)"), "a list; wanted: a dict"),
            "says how many are behind": (GIVEN_UP.replace("info.num_redelivered - info.num_ack_pending", "info.num_pending"),
-                                        "'idle' has given up 3; wanted: 0")})
+                                        "'idle' has given up 3; wanted: 0")},
+    limit=30)
 async def given_up(lab, answer):
     """Return how many messages each consumer of the stream has given up: {consumer: number}, those with none left out."""
     _wants(answer, "js, stream", coroutine=True)
@@ -92,12 +93,12 @@ async def _given_up(lab):
         """plan: {message: what to do with each of its deliveries}. At last one more is asked for, then "later" is acked."""
         sub, later = await js.pull_subscribe_bind(name, "EX_GIVEN_UP"), []
         while any(plan.values()):  # in which order they come, after a nak, is the server's choice
-            [msg] = await sub.fetch(1, timeout=3)
+            [msg] = await sub.fetch(1, timeout=5)
             what = plan[int(msg.data)].pop(0)
             later += [msg] * (what == "later")
             await (msg.ack_sync(timeout=3) if what == "ack" else msg.nak() if what == "nak" else asyncio.sleep(0))
         with contextlib.suppress(asyncio.TimeoutError):
-            await sub.fetch(1, timeout=0.3)
+            await sub.fetch(1, timeout=1)
         for msg in later:
             await msg.ack_sync(timeout=3)
     done, lost, again = ["ack"], ["nak", "nak"], ["nak", "hold"]
@@ -107,7 +108,7 @@ async def _given_up(lab):
     async def there():
         seen = {info.name: (info.num_redelivered, info.num_ack_pending) for info in await js.consumers_info("EX_GIVEN_UP")}
         return seen == {"idle": (0, 0), "trying": (1, 1), "gave-up": (1, 0), "moved-on": (1, 0), "both": (2, 1)}
-    await lab.until(there)
+    await lab.until(there, timeout=15)
 
 
 @exercise(
@@ -124,7 +125,8 @@ async def _given_up(lab):
                COUNT_ONCE.replace("consumer[\"cluster\"][\"leader\"] == node", "stream[\"cluster\"][\"leader\"] == node"),
                "0 pending; wanted: 4"),
            "all accounts": (COUNT_ONCE.replace("entry[\"name\"] != account", "False"), "108 messages; wanted: 8"),
-           "asks one node": (COUNT_ONCE.replace("in answers.items()", "in list(answers.items())[:1]"), "messages; wanted: 8")})
+           "asks one node": (COUNT_ONCE.replace("in answers.items()", "in list(answers.items())[:1]"), "messages; wanted: 8")},
+    limit=60)
 async def count_once(lab, answer):
     """Return (messages, pending) of all streams and consumers of the account, each counted once, from three /jsz."""
     _wants(answer, "answers, account", coroutine=False)
@@ -171,7 +173,7 @@ async def _spread(lab):
         return count(answers, lab.topic.upper()) == (8, 4) and all(
             [stream["state"]["messages"] for stream in answer["account_details"][0]["stream_detail"] if stream["name"] == three] == [4]
             for answer in answers.values())
-    await lab.until(told)
+    await lab.until(told, timeout=15)
     return names
 
 

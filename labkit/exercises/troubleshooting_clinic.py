@@ -74,10 +74,14 @@ async def diagnose(lab, answer):
         for name, acks in [("STUCK", 0), ("BUSY", 1), ("DONE", 6)]:
             sub = await js.pull_subscribe_bind(name, "EX_WARD")
             for taken in range(max(3, acks)):
-                msg = (await sub.fetch(1, timeout=2))[0]
+                msg = (await sub.fetch(1, timeout=5))[0]
                 if taken < acks:
                     await msg.ack_sync()
         await js.pause_consumer("EX_WARD", "HELD", "2099-01-01T00:00:00Z")
+
+        async def held():  # the answer to a pause comes before the consumer knows of it
+            return (await js.consumer_info("EX_WARD", "HELD")).paused
+        await lab.until(held)
         for name, word in wanted.items():
             said = await answer(js, "EX_WARD", name)
             if said != word:
