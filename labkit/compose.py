@@ -14,7 +14,7 @@ MESH = {"n1": "10.213.37.11", "n2": "10.213.37.12", "n3": "10.213.37.13"}  # in 
 async def members():
     """The nodes of the running compose cluster (list of Node), or None: n1 answers on 8222 and says that it is one."""
     found = [Node(name, 4222 + i, 8222 + i) for i, name in enumerate(nodes.NAMES)]
-    told = await found[0].varz(timeout=0.3)
+    told = await found[0].varz(timeout=2)
     return found if told and "compose" in told.get("tags", []) else None
 
 

@@ -166,7 +166,7 @@ def holder(port):
 def _greeting(port):
     """'nats-server 2.11.6 named n1' if a NATS server greets on this port, else None."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=0.3) as probe:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
             said = probe.recv(4096).decode(errors="replace")
         info = json.loads(said.removeprefix("INFO ").split("\r\n")[0])
         return f"nats-server {info['version']} named {info.get('server_name', '?')}"

@@ -6,6 +6,8 @@ import secrets
 import time
 
 from nats.errors import NoServersError
+from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import ServiceUnavailableError
 
 from labkit.exercises import NotYet, exercise
 
@@ -168,10 +170,16 @@ def _look_at(ids, orders):
 
 
 async def _ids(js, stream, number):
-    """The Nats-Msg-Id of the first so many messages (None where there is none)."""
-    found, sub = [], await js.subscribe(f"{stream.lower()}.*", ordered_consumer=True)
-    for _ in range(number):
-        found.append(((await sub.next_msg(timeout=5)).headers or {}).get("Nats-Msg-Id"))
+    """The Nats-Msg-Id of the first so many messages (None where there is none).
+
+    By a pull consumer: nats-py makes an ordered one anew in the background, and that may outlive the connection."""
+    unacked = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
+    found, sub = [], await js.pull_subscribe(f"{stream.lower()}.*", stream=stream, config=unacked)
+    end = time.monotonic() + 20
+    while len(found) < number and time.monotonic() < end:
+        with contextlib.suppress(asyncio.TimeoutError, ServiceUnavailableError):  # its leader may be as new as the stream's
+            messages = await sub.fetch(min(500, number - len(found)), timeout=2)
+            found += [(message.headers or {}).get("Nats-Msg-Id") for message in messages]
     await sub.unsubscribe()
     return found
 
