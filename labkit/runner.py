@@ -54,7 +54,7 @@ def last_words(order, entry):
     stands still: what it had not yet sent, an ack say, dies with it."""
     async def say():
         nc = await nats.connect(name=order["name"], **order["login"])
-        await nc.request(order["events"], json.dumps(entry).encode(), timeout=2)
+        await nc.request(order["events"], json.dumps(entry).encode(), timeout=10)
         await nc.close()
     thread = threading.Thread(target=lambda: asyncio.run(say()))
     thread.start()

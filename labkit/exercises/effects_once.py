@@ -143,15 +143,15 @@ async def safe_worker(lab, answer):
         async def refusal():  # it was tried: the worker died of it, or the message came back, or was settled
             info = await lab.js.consumer_info(stream, "worker")
             return not b.alive or info.delivered.consumer_seq > info.delivered.stream_seq + 1 or await settled()
-        with contextlib.suppress(LabError):
-            await lab.until(refusal, timeout=3)
+        with contextlib.suppress(LabError, TimeoutError):  # the latter where the last look took too long
+            await lab.until(refusal, timeout=8)
         await asyncio.sleep(0.05)
         with contextlib.closing(sqlite3.connect(db)) as books:
             books.execute("drop trigger refuse")
         if not b.alive:
             b = await start()
-        with contextlib.suppress(LabError):
-            await lab.until(settled, timeout=2.5)
+        with contextlib.suppress(LabError, TimeoutError):  # the latter where the last look took too long
+            await lab.until(settled, timeout=6)
         info = await lab.js.consumer_info(stream, "worker")
         with contextlib.closing(sqlite3.connect(db)) as books:
             counts = collections.Counter(order_id for order_id, in books.execute("select order_id from charges"))

@@ -35,6 +35,16 @@ async def _consumers(js, stream, wanted):
     return found
 
 
+async def _held(lab, stream, wanted):
+    """How many messages the stream holds; it is given a moment to get to what is wanted."""
+    for _ in range(40):
+        held = (await lab.js.stream_info(stream)).state.messages
+        if held == wanted:
+            break
+        await asyncio.sleep(0.05)
+    return held
+
+
 def _listed(words):
     return ", ".join(map(repr, words)) or "nothing"
 
@@ -217,7 +227,7 @@ async def keep_all(lab, prepare):
             got = await _read(lab.js, name, "ALERTS")
             for msg in got:
                 await msg.ack_sync()
-            held = (await lab.js.stream_info("ALERTS")).state.messages
+            held = await _held(lab, "ALERTS", left)
             if len(got) != 5 or held != left:
                 raise NotYet(f"{name} got {len(got)} of 5 messages, and {held} are held after its acks; wanted: 5 and {left}.")
     finally:

@@ -7,6 +7,7 @@ import time
 
 from nats.js.errors import NotFoundError
 
+from labkit.errors import LabError
 from labkit.exercises import NotYet, exercise
 
 BATCH = """
@@ -67,7 +68,7 @@ async def batch_size(lab, answer):
         if batch < 1:
             raise NotYet(f"{case} it returned {batch}; wanted: at least 1.")
         start = time.monotonic()
-        held = [await _fetch(sub, batch, 0.3) for sub in subs[:workers]]
+        held = [await _fetch(sub, batch, 1) for sub in subs[:workers]]
         counts = [len(msgs) for msgs in held]
         if batch > wanted and min(counts) < batch:
             raise NotYet(f"{case} the workers got {', '.join(map(str, counts[:-1]))} and {counts[-1]} messages of a batch of "
@@ -148,7 +149,11 @@ async def bring_down(lab, answer):
         raise NotYet("handle raised for order 13, and ValueError left bring_down; wanted: a nak, and on with the others.") from None
     if running:
         raise NotYet(f"When bring_down returned, handle was still running {running} times; wanted: none.")
-    await asyncio.sleep(0.1)  # an ack has no reply: it may be on its way
+
+    async def all_acked():  # an ack has no reply: it may be on its way
+        return not (await lab.js.consumer_info("EX_DOWN", "worker")).num_ack_pending
+    with contextlib.suppress(LabError, TimeoutError):
+        await lab.until(all_acked, timeout=1)
     info = await lab.js.consumer_info("EX_DOWN", "worker")
     if early:
         raise NotYet(f"Order {early[0]} was acked before handle had returned; wanted: the ack after it.")
