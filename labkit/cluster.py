@@ -82,7 +82,7 @@ async def start_compose(say=lambda text: None):
 async def mended_compose():
     """The compose Cluster, whatever a kernel that was killed did to its containers, once an R3 stream can be created.
     Raises LabError after a minute."""
-    await asyncio.to_thread(compose.mend)
+    await asyncio.to_thread(compose.mend, *nodes.NAMES)
     for _ in range(600):
         cluster = await find_compose()
         told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))

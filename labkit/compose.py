@@ -44,12 +44,18 @@ def docker(*arguments):
     return done.stdout
 
 
+def resume(name):
+    """Lets this node's container go on, if it does not."""
+    if json.loads(docker("inspect", f"labkit-{name}"))[0]["State"]["Status"] != "running":
+        docker("unpause", f"labkit-{name}")
+
+
 def cut_off(name):
     """Takes this node's container out of the network of the routes."""
     docker("network", "disconnect", "labkit-mesh", f"labkit-{name}")
 
 
-def mend(names=nodes.NAMES):
+def mend(*names):
     """Undoes what a lesson does to these nodes' containers: resumes, starts, brings back into the network of the routes."""
     for name in names:
         container = json.loads(docker("inspect", f"labkit-{name}"))[0]

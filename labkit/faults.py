@@ -61,7 +61,7 @@ class Faults:
     async def resume(self, name):
         """SIGCONT: it goes on after pause()."""
         node = self._node(name)
-        await self._container("unpause", node) or self._alive(node).resume()
+        await self._container("resume", node) or self._alive(node).resume()
 
     async def start(self, name, timeout=30):
         """Starts a node that was killed or stopped, on the data that it left. Returns when clients can connect to it
@@ -141,7 +141,7 @@ class Faults:
             if not process:
                 self.lab.cluster.spawn(node)
             return
-        await asyncio.to_thread(compose.mend, [node.name])
+        await asyncio.to_thread(compose.mend, node.name)
 
     # --- where a fault may happen ----------------------------------------------------------------------------------
 
@@ -169,10 +169,6 @@ class Faults:
         """Does it with docker where the nodes are containers, and returns True; else returns False."""
         if self.lab.cluster.backend != "compose":
             return False
-        if verb == "cut off":
-            await asyncio.to_thread(compose.cut_off, node.name)
-        elif verb == "rejoin":
-            await asyncio.to_thread(compose.mend, [node.name])
-        else:
-            await asyncio.to_thread(compose.docker, verb, *words, f"labkit-{node.name}")
+        own = {"cut off": compose.cut_off, "rejoin": compose.mend, "resume": compose.resume}.get(verb)
+        await (asyncio.to_thread(own, node.name) if own else asyncio.to_thread(compose.docker, verb, *words, f"labkit-{node.name}"))
         return True
