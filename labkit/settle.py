@@ -50,8 +50,13 @@ async def settled(client, stream, timeout=20):
     if info.config.subjects:  # a mirror has none
         subject = info.config.subjects[0].replace("*", "x").replace(">", "x")
         await _until_answered(lambda: js.publish(subject, headers=dict(NOWHERE)), end, f"stream {stream}")
-    consumers = await _until_answered(lambda: js.consumers_info(stream), end, f"the list of consumers of {stream}")
-    for consumer in consumers:
+
+    async def listed():
+        found = await js.consumers_info(stream)
+        if len(found) < min(256, info.state.consumer_count):  # 256: a page of the list
+            raise TimeoutError("a consumer that was just made is not in the list yet")
+        return found
+    for consumer in await _until_answered(listed, end, f"the list of consumers of {stream}"):
         if not consumer.config.deliver_subject:  # a pull consumer: its leader refuses a request that is no request
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
             await _until_answered(lambda: client.request(subject, b"{", timeout=0.25), end, f"consumer {consumer.name}")
