@@ -30,11 +30,19 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
 
+LONG = ["test_all_lessons_at_once", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
+
+
 def pytest_collection_modifyitems(items):
+    """Marks what is not asked for. Cells of one notebook stay in one process, in their order; all other tests go to the
+    process that is free, what takes long first, so that no process works alone at the end."""
     for item in items:
         for marker, (switch, needs) in RUN_IF.items():
             if item.get_closest_marker(marker) and not os.environ.get(switch):
                 item.add_marker(pytest.mark.skip(reason=f"needs {needs}: set {switch}=1"))
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: not any(word in item.nodeid for word in LONG) and item.path.suffix != ".ipynb")
 
 
 def pytest_sessionstart(session):
