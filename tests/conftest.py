@@ -33,6 +33,7 @@ def pytest_configure(config):
 LONG = ["test_all_lessons_at_once", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items):
     """Marks what is not asked for. Cells of one notebook stay in one process, in their order; all other tests go to the
     process that is free, what takes long first, so that no process works alone at the end."""
