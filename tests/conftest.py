@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from labkit import cluster as clusters
 from labkit import nodes
@@ -30,20 +31,28 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
 
-LONG = ["test_all_lessons_at_once", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
+LONG = [".ipynb", "test_all_lessons_at_once", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items):
-    """Marks what is not asked for. Cells of one notebook stay in one process, in their order; all other tests go to the
-    process that is free, what takes long first, so that no process works alone at the end."""
+    """Marks what is not asked for. What takes long comes first, so that no process works alone at the end."""
     for item in items:
         for marker, (switch, needs) in RUN_IF.items():
             if item.get_closest_marker(marker) and not os.environ.get(switch):
                 item.add_marker(pytest.mark.skip(reason=f"needs {needs}: set {switch}=1"))
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: not any(word in item.nodeid for word in LONG) and item.path.suffix != ".ipynb")
+    items.sort(key=lambda item: not any(word in item.nodeid for word in LONG))
+
+
+class NotebookOrTest(LoadScopeScheduling):
+    """Cells of one notebook stay in one process, in their order; any other test goes to the process that is free."""
+
+    def _split_scope(self, nodeid):
+        path = nodeid.split("::")[0]
+        return path if path.endswith(".ipynb") else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return NotebookOrTest(config, log)
 
 
 def pytest_sessionstart(session):
