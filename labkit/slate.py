@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from nats.errors import NoRespondersError
+from nats.js.errors import NotFoundError
 
 from labkit import cluster as clusters
 from labkit import nodes, tables
@@ -32,6 +33,13 @@ async def stream_names(client):
     return set(found)
 
 
+async def delete(js, name):
+    """Deletes a stream. Returns False if it was gone already: a list may name one for a moment after its end."""
+    with contextlib.suppress(NotFoundError):
+        return await js.delete_stream(name)
+    return False
+
+
 class Account:
     """On the lab's own cluster the account belongs to the lesson, and so does every stream in it."""
 
@@ -45,9 +53,17 @@ class Account:
         """Deletes the lesson's streams. Returns how many there were."""
         names = await self.streams()
         for name in names:
-            await self.lab.js.delete_stream(name)
+            await delete(self.lab.js, name)
+        await self._until_off_the_list(names)
         await self._until_off_disk(names)
         return len(names)
+
+    async def _until_off_the_list(self, names, timeout=10):
+        """The meta leader may name a deleted stream for a moment more."""
+        for _ in range(int(timeout / 0.02)):
+            if not names or not names & await self.streams():
+                return
+            await asyncio.sleep(0.02)
 
     async def _until_off_disk(self, names, timeout=10):
         """Followers remove a deleted stream's files a moment later; a stream of the same name that is created before
@@ -111,7 +127,7 @@ async def wipe_accounts(topics):
     for topic in topics:
         client = await connect(**cluster.login(topic))
         for name in await stream_names(client):
-            deleted += await client.jetstream().delete_stream(name)
+            deleted += await delete(client.jetstream(), name)
         await client.close()
     return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"
 

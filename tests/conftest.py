@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -31,28 +32,33 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
 
-LONG = [".ipynb", "test_all_lessons_at_once", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
+LONG = [".ipynb", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what is not asked for. What takes long comes first, so that no process works alone at the end."""
+    """Marks what is not asked for. Mixes what computes (notebooks) with what waits (for elections), the same way in each
+    run, and puts what takes long into the first half, so that no process works alone at the end."""
     for item in items:
         for marker, (switch, needs) in RUN_IF.items():
             if item.get_closest_marker(marker) and not os.environ.get(switch):
                 item.add_marker(pytest.mark.skip(reason=f"needs {needs}: set {switch}=1"))
-    items.sort(key=lambda item: not any(word in item.nodeid for word in LONG))
+    if items and items[0].config.getoption("numprocesses", None) != 0:
+        items.sort(key=lambda item: zlib.crc32(unit(item.nodeid).encode()) * (1 if any(w in item.nodeid for w in LONG) else 2))
 
 
-class NotebookOrTest(LoadScopeScheduling):
-    """Cells of one notebook stay in one process, in their order; any other test goes to the process that is free."""
+def unit(nodeid):
+    """What one process runs as a whole: the cells of a notebook in their order, or a single test."""
+    path = nodeid.split("::")[0]
+    return path if path.endswith(".ipynb") else nodeid
 
+
+class Units(LoadScopeScheduling):
     def _split_scope(self, nodeid):
-        path = nodeid.split("::")[0]
-        return path if path.endswith(".ipynb") else nodeid
+        return unit(nodeid)
 
 
 def pytest_xdist_make_scheduler(config, log):
-    return NotebookOrTest(config, log)
+    return Units(config, log)
 
 
 def pytest_sessionstart(session):

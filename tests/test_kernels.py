@@ -41,6 +41,7 @@ async def leftovers(cluster):
 LIGHT = [path for path in notebook.find() if path.name < "07"]  # one shared cluster, no processes of their own
 
 
+@pytest.mark.soak
 async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, monkeypatch):
     cluster = await clusters.find_or_start()
     monkeypatch.setenv("NATS_URL", cluster.servers[0])  # where the script of lesson 00 looks; the lab is told: embedded

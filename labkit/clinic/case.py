@@ -8,7 +8,7 @@ import time
 
 from labkit import client
 from labkit.errors import LabError
-from labkit.slate import stream_names
+from labkit.slate import delete, stream_names
 
 LIMIT = 25  # seconds after which a check gives up, whatever happens
 CAUSES = ["no stream", "stream subjects too narrow", "stream full, discard new", "new messages taken for duplicates",
@@ -193,4 +193,4 @@ class Case:
         await self._after.aclose()
         with contextlib.suppress(Exception):  # on the way out of a lab whose cluster is broken for good
             for name in await stream_names(self.lab.nc) - self._before:
-                await self.js.delete_stream(name)
+                await delete(self.js, name)
