@@ -211,22 +211,31 @@ class Lab:
         """Closes and deletes what is the lesson's own; returns what could not be removed (list of words)."""
         self._net.unwatch()
         left = []
-        try:
-            self._net.caught += await workers.end_all(self.workers)
-            await self._undo.aclose()
-            if isinstance(getattr(self, "cluster", None), private.Private):
-                return await self._leave_private()
-            await self.faults.heal()
-            if self._slate and not self.nc.is_closed:
-                await self._slate.clean()
-                left = [f"stream {name}" for name in await self._slate.streams()]
-            await asyncio.gather(*map(farewell, self.clients))
-            if self._slate and not self.attached:
-                left += await slate.connections_left(self.cluster, self.topic)
-        finally:
-            _open.pop(self.topic, None)
-            self._lock.release()
+        async with contextlib.AsyncExitStack() as ends:  # the last one first, each whatever became of those before
+            ends.callback(self._let_go)
+            ends.push_async_callback(self._tidy, left)
+            ends.push_async_callback(self._undo.aclose)
+            ends.push_async_callback(self._end_workers)
         return left
+
+    async def _end_workers(self):
+        self._net.caught += await workers.end_all(self.workers)
+
+    async def _tidy(self, left):
+        if isinstance(getattr(self, "cluster", None), private.Private):
+            left += await self._leave_private()
+            return
+        await self.faults.heal()
+        if self._slate and not self.nc.is_closed:
+            await self._slate.clean()
+            left += [f"stream {name}" for name in await self._slate.streams()]
+        await asyncio.gather(*map(farewell, self.clients))
+        if self._slate and not self.attached:
+            left += await slate.connections_left(self.cluster, self.topic)
+
+    def _let_go(self):
+        _open.pop(self.topic, None)
+        self._lock.release()
 
     async def _leave_private(self):
         """The cluster goes as a whole, in whatever state it is; the clients just close."""

@@ -136,7 +136,8 @@ class Worker:
         if not self._sub._closed and not self._sub._conn.is_closed:
             await self._sub._conn.flush()  # what the worker said before its end was on its way
             await asyncio.sleep(0.02)
-            await self._sub.unsubscribe()
+            if not self._sub._closed:  # by another who waits for its end, meanwhile
+                await self._sub.unsubscribe()
 
     async def _close(self):
         if self.alive:

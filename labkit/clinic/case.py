@@ -172,6 +172,8 @@ class Case:
             try:
                 await run()
             except Exception as error:
+                if asyncio.current_task().cancelling():
+                    raise  # the app met its end with an error: it is not to come back
                 self.note(app, error)
                 await asyncio.sleep(0.1)
 

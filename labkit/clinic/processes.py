@@ -82,7 +82,8 @@ class charged_twice(Shop):
         finally:
             worker.kill()
             await worker.ended()
-            self.lab.workers.remove(worker)
+            if worker in self.lab.workers:  # else the lesson's own end has come first
+                self.lab.workers.remove(worker)
 
     def symptom(self):
         return any(self.charges.count("charged", order=number) > 1 for number in range(1, self.number + 1))
