@@ -24,11 +24,10 @@ def defined(topic):
 
 
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
-WRONG = [(topic, name, mistake) for topic, name in ALL for mistake in defined(topic)[name].wrong]
-
-
 # Lessons that break nodes have a cluster of their own, and so have their exercises.
 PRIVATE = {topic for topic, book in BOOKS.items() if "private=True" in next(c.source for c in book.cells if c["id"] == "setup")}
+WRONG = [pytest.param(topic, name, mistake, marks=pytest.mark.soak if topic in PRIVATE else ())  # three minutes of elections
+         for topic, name in ALL for mistake in defined(topic)[name].wrong]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import json
 
 import nbformat
 import pandas as pd
+import pytest
 
 from labkit import notebook
 
@@ -39,6 +40,7 @@ def test_it_leaves_notebook_rows_and_pictures(labkit, tmp_path):
     assert environment["cores"] >= 1 and environment["python"]
 
 
+@pytest.mark.soak
 def test_stopped_in_the_middle_the_same_command_goes_on(labkit, tmp_path):
     path, out = book(tmp_path / "a.ipynb"), str(tmp_path / "out")
     code, said = labkit("experiment", path, "--out", out, "-p", "stop=2")
@@ -58,6 +60,7 @@ def test_what_does_not_fit_is_refused_in_words(labkit, tmp_path):
     assert "No notebook '77'" in labkit("experiment", "77")[1]
 
 
+@pytest.mark.soak
 def test_keep_writes_the_results_into_the_notebook_and_not_the_parameters(labkit, tmp_path):
     path = book(tmp_path / "a.ipynb")
     before = [cell.source for cell in nbformat.read(path, 4).cells]
