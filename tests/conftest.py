@@ -32,7 +32,7 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
 
-LONG = [".ipynb", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment"]
+LONG = [".ipynb", "test_clinic", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment", "test_chaos"]
 
 
 def pytest_collection_modifyitems(items):
@@ -47,9 +47,9 @@ def pytest_collection_modifyitems(items):
 
 
 def unit(nodeid):
-    """What one process runs as a whole: the cells of a notebook in their order, or a single test."""
+    """What one process runs as a whole: the cells of a notebook in their order, tests that share a lab, or a single test."""
     path = nodeid.split("::")[0]
-    return path if path.endswith(".ipynb") else nodeid
+    return path if path.endswith((".ipynb", "test_clinic.py")) else nodeid
 
 
 class Units(LoadScopeScheduling):
