@@ -185,10 +185,12 @@ async def _ids(js, stream, number):
 
 
 async def _ended(task):
-    task.cancel()
-    await asyncio.wait([task], timeout=5)
-    if task.done() and not task.cancelled():
-        task.exception()  # looked at: nobody else will
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at: nobody else will
+    for _ in range(50):  # once may not do: Python 3.11 can swallow a cancel that meets an answer
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+        if task.done():
+            return
 
 
 def _wants(answer, arguments):
