@@ -75,7 +75,8 @@ def strips(samples, title, alt, xlabel, limit=None, band=None):
     ax.set_xlim(min(every) / 1.25, max(every) * 1.25)
     _dress(ax, "x")
     ax.xaxis.set_major_formatter(_plain)
-    ax.xaxis.set_minor_formatter(_plain if max(every) < 10 * min(every) else lambda *_: "")
+    near, long = max(every) < 10 * min(every), max(every) >= 1000
+    ax.xaxis.set_minor_formatter(lambda value, _: _plain(value) if near and (not long or f"{value:e}"[0] in "25") else "")
     ax.set_yticks(range(len(samples)), list(samples))
     ax.set_ylim(len(samples) - .5, -.5)
     ax.tick_params(axis="y", length=0)
