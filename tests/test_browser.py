@@ -63,7 +63,11 @@ def browser():
         browser.close()
 
 
-@pytest.mark.parametrize("lesson", [path.name for path in notebook.find() if path.name < "90"])
+# To a browser, lessons that break nodes and experiments are no different from these; who looks, sees all.
+LOOK = "LABKIT_SHOTS" in os.environ
+
+
+@pytest.mark.parametrize("lesson", [path.name for path in notebook.find() if LOOK or path.name < "09"])
 def test_run_all_in_jupyterlab(address, browser, lesson):
     stored = (notebook.FOLDER / lesson).read_bytes()
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -78,7 +82,7 @@ def test_run_all_in_jupyterlab(address, browser, lesson):
            if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert not bad
     assert re.search("closed: nothing left behind", str(cells[-1]["outputs"]))
-    if "LABKIT_SHOTS" in os.environ:  # somebody wants to look
+    if LOOK:
         look(page, lesson.removesuffix(".ipynb"))
     page.close()
     assert (notebook.FOLDER / lesson).read_bytes() == stored, "running must not write to the committed notebook"
