@@ -1,12 +1,12 @@
 """Pictures of shared work: a consumer's numbers over time, how work divides, what a setting costs. And the sampler
 behind the first."""
-import asyncio
 import contextlib
 import statistics
 
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from labkit.pictures import GRID, INK, MUTED, SERIES, Picture, canvas, styled
+from labkit.record import regularly
 
 NUMBERS = {"pending": "backlog", "ack_pending": "in flight", "waiting": "open requests", "redelivered": "out once more"}
 
@@ -19,20 +19,8 @@ async def watching(js, stream, consumer, log, every=0.02):
         info = await js.consumer_info(stream, consumer)
         log("lag", pending=info.num_pending, ack_pending=info.num_ack_pending, waiting=info.num_waiting,
             redelivered=info.num_redelivered)
-    await look()
-    ended = False
-
-    async def go_on():  # ended by a flag, for the reason that streams.sampling gives
-        while not ended:
-            await asyncio.sleep(every)
-            await look()
-    task = asyncio.create_task(go_on())
-    try:
+    async with regularly(look, every):
         yield
-    finally:
-        ended = True
-        await asyncio.gather(task, return_exceptions=True)
-        await look()
 
 
 @styled

@@ -1,5 +1,7 @@
 """What happened, when, and to whom: callbacks write here, cells read it. (Printing from a callback lands in the
 wrong cell, or nowhere.)"""
+import asyncio
+import contextlib
 import time
 
 
@@ -42,3 +44,22 @@ class Recorder:
 
     def __repr__(self):
         return f"<Recorder: {len(self.events)} events>"
+
+
+@contextlib.asynccontextmanager
+async def regularly(look, every):
+    """Awaits look() before the block, every so many seconds while it runs, and once more at its end."""
+    await look()
+    ended = False
+
+    async def go_on():  # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
+        while not ended:
+            await asyncio.sleep(every)
+            await look()
+    task = asyncio.create_task(go_on())
+    try:
+        yield
+    finally:
+        ended = True
+        await asyncio.gather(task, return_exceptions=True)
+        await look()

