@@ -30,7 +30,7 @@ async def lab(shared):
 def rules():
     """RULES of the lesson, as they stand in its cell."""
     [found] = [node.value for node in ast.parse(BOOK["metrics"]).body
-               if isinstance(node, ast.Assign) and node.targets[0].id == "RULES"]
+               if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RULES"]
     return ast.literal_eval(found)
 
 
