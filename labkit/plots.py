@@ -17,10 +17,11 @@ def _plain(value, _=None):
 
 
 @styled
-def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=None):
+def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=None, rings=None):
     """Each trial a dot at (x, y), one colour and shape for each value of the column `by`; lines through the medians.
 
-    frame: a DataFrame as sweep() returns it; log: which axes are logarithmic; line: (y, text) of a limit drawn across.
+    frame: a DataFrame as sweep() returns it; log: which axes are logarithmic; line: (y, text) of a limit drawn across;
+    rings: {value of `by`: x} of medians to draw a ring around, such as a knee.
     """
     figure, ax = canvas(8, 3.9)
     for index, (name, group) in enumerate(frame.dropna(subset=[y]).groupby(by, sort=False)):
@@ -28,9 +29,10 @@ def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=Non
         ax.plot(group[x], group[y], shape, color=colour, ms=4, alpha=.45, mew=0)
         middle = group.groupby(x)[y].median()
         ax.plot(middle.index, middle, marker=shape, ls=dash, color=colour, ms=6, lw=1.6, label=str(name))
+        if at := (rings or {}).get(name):
+            ax.plot(at, middle[at], "o", ms=14, mfc="none", mec=INK, mew=1.4)
     _dress(ax, log)
     if "x" in log:
-        ax.xaxis.set_major_formatter(_plain)
         ax.set_xticks(sorted(frame[x].unique()), minor=False)
         ax.set_xticks([], minor=True)
     if line:
@@ -74,9 +76,6 @@ def strips(samples, title, alt, xlabel, limit=None, band=None):
     every = [value for values in samples.values() for value in values] + [edge for edge in (limit or ())[:1] + (band or ())[:2]]
     ax.set_xlim(min(every) / 1.25, max(every) * 1.25)
     _dress(ax, "x")
-    ax.xaxis.set_major_formatter(_plain)
-    near, long = max(every) < 10 * min(every), max(every) >= 1000
-    ax.xaxis.set_minor_formatter(lambda value, _: _plain(value) if near and (not long or f"{value:e}"[0] in "25") else "")
     ax.set_yticks(range(len(samples)), list(samples))
     ax.set_ylim(len(samples) - .5, -.5)
     ax.tick_params(axis="y", length=0)
@@ -101,7 +100,6 @@ def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
         ax.fill_betweenx(shares, values.min(), values.max(), color=colour, alpha=.18, lw=0)
         ax.plot(values.median(), shares, color=colour, ls=DASHES[index % len(DASHES)] if dash == "-" else dash, lw=1.8, label=str(name))
     _dress(ax, "x")
-    ax.xaxis.set_major_formatter(_plain)
     if limit:
         ax.axvline(limit[0], color=INK, lw=1, ls=":")
         ax.annotate(limit[1], (limit[0], .03), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
@@ -143,4 +141,16 @@ def spans(rows, title, alt, xlabel, mark=None):
 def _dress(ax, log):
     for letter in log:
         getattr(ax, f"set_{letter}scale")("log")
+        axis = getattr(ax, f"{letter}axis")
+        axis.set_major_formatter(_plain)
+        axis.set_minor_formatter(_between(axis))
     ax.grid(color=GRID)
+
+
+def _between(axis):
+    """Labels between the powers of ten, where few of those are in view: all, or those of 2 and 5."""
+    def label(value, _):
+        low, high = axis.get_view_interval()
+        shown = "23456789" if high < 4 * low else "25" if high < 30 * low else ""
+        return _plain(value) if f"{value:e}"[0] in shown else ""
+    return label
