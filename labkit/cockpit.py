@@ -23,6 +23,7 @@ WIDGETS = "application/vnd.jupyter.widget-view+json"
 META = "the meta group"
 VERBS = {  # verb of lab.faults -> (states in which its button can be pressed, what it does)
     "kill": ("up paused isolated", "SIGKILL: gone at once"), "stop": ("up isolated", "SIGTERM: ends in good order"),
+    "lame_duck": ("up isolated", "SIGUSR2: hands over, then ends within seconds"),
     "pause": ("up isolated", "SIGSTOP: stands still, connections stay open"), "resume": ("paused", "SIGCONT: goes on"),
     "isolate": ("up paused", "cut off from the other nodes, not from clients"), "rejoin": ("", "ends the partition"),
     "start": ("dead", "starts it again on its data")}
@@ -97,7 +98,7 @@ class Cockpit:
 
     def _button(self, verb, node):
         fault = getattr(self.lab.faults, verb)
-        button = self._make(verb, VERBS[verb][1], lambda: self._do(f"{verb} {node}", lambda: fault(node)))
+        button = self._make(verb.replace("_", " "), VERBS[verb][1], lambda: self._do(f"{verb} {node}", lambda: fault(node)))
         button.add_class(f"labkit-{verb}-{node}")
         self.buttons[node, verb] = button
         return button

@@ -42,12 +42,15 @@ class Faults:
 
     async def lame_duck(self, name):
         """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away one
-        by one and ends. Returns when the signal is sent. Raises LabError on Windows, which has no such signal."""
+        by one and ends. Returns when no new client can come (of a container: when the signal is sent). Raises LabError on
+        Windows, which has no such signal."""
         node = self._node(name)
         if not hasattr(signal, "SIGUSR2"):
             raise LabError("Windows has no signal for lame duck mode. Use stop() here, or the compose cluster.")
         self.ducks.add(name)  # it answers for minutes to come, but takes no part any more: heal() ends it
-        await self._container("kill", node, "--signal", "SIGUSR2") or self._alive(node).send_signal(signal.SIGUSR2)
+        if not await self._container("kill", node, "--signal", "SIGUSR2"):
+            self._alive(node).send_signal(signal.SIGUSR2)
+            await self.lab.until(lambda: nodes.is_free(node.port), timeout=10)
 
     async def pause(self, name):
         """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""

@@ -147,7 +147,8 @@ class Lab:
             await asyncio.sleep(0.01)
 
     async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):
-        """Waits until the stream, its consumer, or the meta group has a leader (not `other_than`); returns its name."""
+        """Waits until the stream, its consumer, or (without arguments) the meta group has a leader, and so a quorum; not
+        `other_than`. Returns its name. timeout: seconds. Raises LabError when they are over."""
         return await state.wait_for_leader(self, stream, consumer, other_than, timeout)
 
     async def wait_for_current(self, stream=None, timeout=30):

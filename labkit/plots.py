@@ -1,4 +1,5 @@
 """Pictures of trials and of histories: every trial is a dot, the median a line or a bar; the spread is never hidden."""
+import math
 import statistics
 
 from labkit.pictures import DASHES, GRID, INK, MUTED, SERIES, Picture, canvas, styled
@@ -84,9 +85,14 @@ def strips(samples, title, alt, xlabel, limit=None, band=None):
     return Picture(figure, alt)
 
 
+def _nines(share):
+    """0.9 is one nine, 0.99 two: the height at which the slow ones can be seen."""
+    return -math.log10(1 - share)
+
+
 @styled
 def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
-    """What share of all answers had come after so long (an ECDF, drawn from each trial's quantiles): the line is the
+    """What share of all answers had come after so long (an ECDF, drawn from each trial's quantiles, on an axis of nines): the line is the
     median of the trials, the shade reaches from the least to the most.
 
     columns: {column of the frame: quantile between 0 and 1}; limit: (value, text), drawn as a line.
@@ -96,7 +102,7 @@ def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
     groups = sorted(frame.dropna(subset=list(columns)).groupby(by), key=lambda item: item[1][middle].median())
     for index, (name, group) in enumerate(groups):
         colour, _, dash = _look(index)
-        values, shares = group[list(columns)], list(columns.values())
+        values, shares = group[list(columns)], [_nines(share) for share in columns.values()]
         ax.fill_betweenx(shares, values.min(), values.max(), color=colour, alpha=.18, lw=0)
         ax.plot(values.median(), shares, color=colour, ls=DASHES[index % len(DASHES)] if dash == "-" else dash, lw=1.8, label=str(name))
     _dress(ax, "x")
@@ -104,8 +110,8 @@ def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
         ax.axvline(limit[0], color=INK, lw=1, ls=":")
         ax.annotate(limit[1], (limit[0], .03), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
                     fontsize=9, color=INK)
-    ax.set_yticks([0, .5, .9, .99], ["0", "p50", "p90", "p99"])
-    ax.set_ylim(0, 1.02)
+    ax.set_yticks([_nines(share) for share in (0, .5, .9, .99, .999)], ["0", "p50", "p90", "p99", "p99.9"])
+    ax.set_ylim(0, 3.1)
     ax.set_xlabel(xlabel)
     ax.set_title(title)
     figure.legend(loc="outside lower center", ncol=3, fontsize=9)

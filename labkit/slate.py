@@ -40,6 +40,17 @@ async def delete(js, name):
     return False
 
 
+async def delete_all(client, names, timeout=10):
+    """Deletes these streams (set of names) and waits until the meta leader names them no more, which takes it a moment: whoever
+    notes what is there meanwhile takes them for somebody else's."""
+    for name in names:
+        await delete(client.jetstream(), name)
+    for _ in range(int(timeout / 0.02)):
+        if not names or not names & await stream_names(client):
+            return
+        await asyncio.sleep(0.02)
+
+
 class Account:
     """On the lab's own cluster the account belongs to the lesson, and so does every stream in it."""
 
@@ -52,18 +63,9 @@ class Account:
     async def clean(self):
         """Deletes the lesson's streams. Returns how many there were."""
         names = await self.streams()
-        for name in names:
-            await delete(self.lab.js, name)
-        await self._until_off_the_list(names)
+        await delete_all(self.lab.nc, names)
         await self._until_off_disk(names)
         return len(names)
-
-    async def _until_off_the_list(self, names, timeout=10):
-        """The meta leader may name a deleted stream for a moment more."""
-        for _ in range(int(timeout / 0.02)):
-            if not names or not names & await self.streams():
-                return
-            await asyncio.sleep(0.02)
 
     async def _until_off_disk(self, names, timeout=10):
         """Followers remove a deleted stream's files a moment later; a stream of the same name that is created before

@@ -1,5 +1,6 @@
 """Experiments: an async function measured over a grid of parameters, in shuffled order, repeated, and never twice for
 nothing: each row is on disk before the next trial begins. Nothing here knows of NATS."""
+import contextlib
 import csv
 import importlib.metadata
 import io
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 from tqdm import tqdm
 
 from labkit.errors import LabError
@@ -26,18 +28,18 @@ async def sweep(fn, grid, repeats=5, seed=1, warmup=1, path=None, about=None):
     grid: {parameter: list of values} (all combinations), or a list of dicts, one a point.
     warmup: so many trials are run before the first one that counts, and thrown away.
     path: CSV file that gets each row as soon as it is known. If it exists, its rows are kept and only what is missing is
-    run; so an interrupted sweep goes on where it stopped. about: facts for `attrs`, such as versions.
+    run; so an interrupted sweep goes on where it stopped. about: facts for `attrs`, such as versions, and whatever else
+    makes rows comparable; a file is gone on with only if they are the same.
 
     Returns a DataFrame, one row a trial, in the order of `trial`: the point's parameters, repeat, the values, seconds (of
     the call) and error (empty, or what a failed trial raised; its values are missing). `attrs["environment"]` holds about,
-    the machine, and the arguments. Raises LabError if the file belongs to another sweep.
+    the machine, and the arguments. Raises LabError if the file belongs to another sweep, or to other facts.
     """
     points = [dict(point) for point in grid] if isinstance(grid, list) else \
         [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     trials = [(point, repeat) for repeat in range(repeats) for point in points]
     random.Random(seed).shuffle(trials)
-    table = _Table(path, {"grid": json.loads(json.dumps(points)), "repeats": repeats, "seed": seed},
-                   {**machine(), **(about or {})})
+    table = _Table(path, {"grid": points, "repeats": repeats, "seed": seed}, about or {})
     todo = [(number, *trial) for number, trial in enumerate(trials) if number not in table.done]
     for _, point, _ in todo[:warmup]:
         await _trial(fn, point)
@@ -64,7 +66,7 @@ class _Table:
 
     def __init__(self, path, plan, about):
         self.path, self.rows = Path(path) if path else None, []
-        self.head = {"plan": plan, "environment": about}
+        self.head = json.loads(json.dumps({"plan": plan, "about": about, "machine": machine()}))
         if self.path and self.path.exists():
             self._go_on()
         elif self.path:
@@ -77,9 +79,11 @@ class _Table:
 
     def _go_on(self):
         known = json.loads(self._side().read_text()) if self._side().exists() else {}
-        if known.get("plan") != self.head["plan"]:
-            raise LabError(f"{self.path} belongs to another sweep: {self._side().name} beside it names another grid, number "
-                           "of repeats or seed. Delete both to begin anew, or give another path.")
+        other = [f"{key} {then!r}, now {now!r}" for part in ("plan", "about") for key, now in self.head[part].items()
+                 if (then := known.get(part, {}).get(key)) != now]
+        if other:
+            raise LabError(f"{self.path} belongs to another sweep: {self._side().name} beside it names {'; '.join(other)[:400]}. "
+                           "Delete both to begin anew, or give another path.")
         self.head = known
         with open(self.path, newline="", encoding="utf-8") as file:
             self.rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
@@ -104,13 +108,22 @@ class _Table:
         """Read from the text of the file, also where there is none: a sweep that went on gives the same table as one that
         was never interrupted."""
         frame = pd.read_csv(io.StringIO(self._text()),
-                            dtype={"error": "str"}, keep_default_na=False, na_values=[""])
+                            dtype={"error": "str"}, keep_default_na=False, na_values=["", "nan"])
         frame["error"] = frame["error"].fillna("")
-        frame.attrs["environment"] = {**self.head["environment"], **self.head["plan"]}
+        frame.attrs["environment"] = {**self.head["machine"], **self.head["about"], **self.head["plan"]}
         return frame
 
 
 def machine():
-    """What a reader wants to know of the machine that measured: system, cores, Python, versions of packages."""
-    return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
-            "python": platform.python_version(), "pandas": importlib.metadata.version("pandas")}
+    """What a reader wants to know of the machine that measured: system, processor, cores, memory (GiB), Python, pandas."""
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count(),
+            "memory (GiB)": round(psutil.virtual_memory().total / 2**30), "python": platform.python_version(), "pandas": importlib.metadata.version("pandas")}
+
+
+def _processor():
+    """Its name, as Linux tells it; elsewhere what Python knows, which may be nothing."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -113,7 +113,7 @@ async def connections(cluster, account):
     """Columns: node, name, subscriptions, in_msgs (from the client), out_msgs (to it), pending_bytes. One row a
     connection of this account, as the nodes' /connz tell it."""
     import pandas as pd
-    query = f"connz?acc={account.upper()}"
+    query = f"connz?acc={account.upper()}&limit=100000"  # without it, 1024
     told = await asyncio.gather(*(state.patient(node, query) for node in cluster.nodes))
     rows = [{"node": node.name, "name": c.get("name", ""), "subscriptions": c["subscriptions"], "in_msgs": c["in_msgs"],
              "out_msgs": c["out_msgs"], "pending_bytes": c["pending_bytes"]}

@@ -137,6 +137,8 @@ def test_links_lead_somewhere(name):
 def test_readme_lists_every_lesson_and_no_other():
     readme = (nodes.PROJECT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"\(notebooks/([\w.]+\.ipynb)\)", readme) == list(BOOKS)
+    for name, minutes in re.findall(r"\(notebooks/([\w.]+\.ipynb)\) \| (\d+ min)", readme):
+        assert f"**Time** {minutes}utes" in cells(name, "markdown")[1].source, name
 
 
 def test_the_readme_shows_the_picture_that_the_lesson_drew():

@@ -84,8 +84,22 @@ async def test_killed_and_resumed_as_well(tmp_path):
 
 async def test_a_file_of_another_sweep_is_refused(tmp_path):
     await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
-    with pytest.raises(LabError, match="belongs to another sweep.*Delete both"):
+    with pytest.raises(LabError, match="belongs to another sweep.*names repeats 1, now 2. Delete both"):
         await sweep(measure([]), GRID, repeats=2, path=tmp_path / "a.csv")
+
+
+async def test_rows_of_other_requests_are_not_gone_on_with(tmp_path):
+    await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv", about={"requests": 60, "server": "2.15.1"})
+    with pytest.raises(LabError, match="names requests 60, now 1000. Delete both"):
+        await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv", about={"requests": 1000, "server": "2.15.1"})
+
+
+async def test_a_value_that_is_not_known_stays_a_number(tmp_path):
+    async def trial(size):
+        return {"cores": float("nan")}
+    for path in (None, tmp_path / "a.csv"):
+        frame = await sweep(trial, {"size": [1, 2]}, repeats=1, path=path)
+        assert frame["cores"].dtype == float and frame["cores"].isna().all()
 
 
 async def test_points_can_be_listed_and_a_function_must_return_values(tmp_path):

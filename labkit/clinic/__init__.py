@@ -35,7 +35,7 @@ async def open(lab, name):
     if lab in _open:
         await _open.pop(lab).close()
     case = _open[lab] = CASES[name](lab)
-    lab.on_close(case.close)
+    lab.on_close(case.leave)
     await case.begin()
     print(case.story())
     return case

@@ -8,7 +8,7 @@ import time
 
 from labkit import client
 from labkit.errors import LabError
-from labkit.slate import delete, stream_names
+from labkit.slate import delete_all, stream_names
 
 LIMIT = 25  # seconds after which a check gives up, whatever happens
 CAUSES = ["no stream", "stream subjects too narrow", "stream full, discard new", "new messages taken for duplicates",
@@ -193,6 +193,9 @@ class Case:
         self._closed = True
         await self._stop()
         await self._after.aclose()
-        with contextlib.suppress(Exception):  # on the way out of a lab whose cluster is broken for good
-            for name in await stream_names(self.lab.nc) - self._before:
-                await delete(self.js, name)
+        await delete_all(self.lab.nc, await stream_names(self.lab.nc) - self._before)
+
+    async def leave(self):
+        """As close(), when the lab closes: its cluster may be broken for good, and what it holds goes with it."""
+        with contextlib.suppress(Exception):
+            await self.close()

@@ -138,7 +138,6 @@ async def survive(lab, answer):
         while await stored() < 50 and not running.done():
             await asyncio.sleep(0)
         if not running.done():
-            _look_at(await _ids(js, stream, 50), orders)
             await lab.faults.pause(leader)
             await asyncio.sleep(0.7)  # whatever is in flight now stays without an answer
             await lab.faults.kill(leader)

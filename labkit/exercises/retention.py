@@ -45,6 +45,13 @@ async def _held(lab, stream, wanted):
     return held
 
 
+def _wants_durable(consumers):
+    for consumer in sorted(consumers, key=lambda consumer: consumer.name):
+        if not consumer.config.durable_name:
+            raise NotYet(f"{consumer.name} is not durable: the server removes it when nobody asks. Wanted: "
+                         f"durable_name={consumer.name!r}.")
+
+
 def _listed(words):
     return ", ".join(map(repr, words)) or "nothing"
 
@@ -134,7 +141,9 @@ async def set_up(js):
            "one letter only": (SET_UP.replace("SUBJECTS", '["office.letters.*", "office.calls.*"]').replace(
                "office.{kind}.*", "office.{kind}.1"), "letters got 'office.letters.1'; wanted: 'office.letters.1', "),
            "overlap": (SET_UP.replace("SUBJECTS", '["office.letters.*", "office.calls.*"]').replace(
-               "office.{kind}.*", "office.*.*"), "10100")})
+               "office.{kind}.*", "office.*.*"), "10100"),
+           "ephemeral": (SET_UP.replace("SUBJECTS", '["office.letters.*", "office.calls.*"]').replace(
+               "durable_name=", "name="), "calls is not durable")})
 async def two_owners(lab, set_up):
     """Create the work queue OFFICE with two durable owners, letters and calls, and no message without an owner."""
     await _without(lab.js, "OFFICE")
@@ -147,9 +156,11 @@ async def two_owners(lab, set_up):
         if info.config.retention != "workqueue":
             raise NotYet(f"The stream's retention is {getattr(info.config.retention, 'value', info.config.retention)}; "
                          "wanted: workqueue.")
-        names = sorted(consumer.name for consumer in await _consumers(lab.js, "OFFICE", 2))
+        consumers = await _consumers(lab.js, "OFFICE", 2)
+        names = sorted(consumer.name for consumer in consumers)
         if names != ["calls", "letters"]:
             raise NotYet(f"OFFICE has the consumers {', '.join(names) or 'none'}; wanted: calls, letters.")
+        _wants_durable(consumers)
         await lab.settled("OFFICE")
         for subject in OWNED:
             try:
@@ -190,7 +201,9 @@ async def prepare(js):
            "limits": (PREPARE.replace('"interest"', '"limits"'), "retention is limits; wanted: interest"),
            "no acks": (PREPARE.replace('"explicit"', '"none"'), "needs no acks; wanted: explicit"),
            "hears a part": (PREPARE.replace("durable_name=name,", 'durable_name=name, filter_subject="alerts.fire",'),
-                            "holds 3 of the 5")})
+                            "holds 3 of the 5"),
+           "ephemeral": (PREPARE.replace("durable_name=", "name="), "archive is not durable"),
+           "age removes them": (PREPARE.replace("max_msgs=5", "max_msgs=5, max_age=60"), "Alerts expire after 60 s")})
 async def keep_all(lab, prepare):
     """Create the interest stream ALERTS, of at most 5 messages, that loses none before pager and archive have acked."""
     await _without(lab.js, "ALERTS")
@@ -203,10 +216,13 @@ async def keep_all(lab, prepare):
         retention = getattr(config.retention, "value", config.retention)
         if retention != "interest":
             raise NotYet(f"The stream's retention is {retention}; wanted: interest.")
+        if config.max_age:
+            raise NotYet(f"Alerts expire after {config.max_age:g} s, read or not; wanted: kept until both have acked.")
         consumers = await _consumers(lab.js, "ALERTS", 2)
         names = sorted(consumer.name for consumer in consumers)
         if names != ["archive", "pager"]:
             raise NotYet(f"ALERTS has the consumers {', '.join(names) or 'none'}; wanted: archive, pager.")
+        _wants_durable(consumers)
         for consumer in consumers:
             policy = getattr(consumer.config.ack_policy, "value", consumer.config.ack_policy)
             if policy != "explicit":

@@ -1,6 +1,7 @@
 """Exercises of lesson 03: the newest of each subject, a fetch loop that lives on, one more subject for a stream."""
 import asyncio
 import contextlib
+import dataclasses
 import inspect
 
 import nats.errors
@@ -224,6 +225,9 @@ async def consume(lab, answer):
            "only the subjects": (ADD.replace("update_stream(info.config)",
                                              "update_stream(name=stream, subjects=info.config.subjects)"),
                                  "max_age was 3600.0 and is 0.0"),
+           "a list of fields": (ADD.replace("info.config)", "name=stream, subjects=info.config.subjects, max_age=info."
+                                            "config.max_age, max_msgs=info.config.max_msgs)"),
+                                "max_msgs_per_subject was 50 and is -1"),
            "add_stream": (ADD.replace("update_stream(", "add_stream("), "err_code 10058"),
            "not looked whether it is there": (ADD.replace("if subject not in info.config.subjects", "if True"),
                                               "The second call")})
@@ -231,7 +235,8 @@ async def widen(lab, answer):
     """Let the stream take one more subject, and change nothing else."""
     _wants_function(answer, "js, stream, subject")
     wanted = ["ex.orders", "ex.refunds"]
-    async with _stream(lab, "EX_SHOP", ["ex.orders"], max_age=3600, max_msgs=1000):
+    more = {"description": "shop", "duplicate_window": 60, "max_msgs_per_subject": 50}
+    async with _stream(lab, "EX_SHOP", ["ex.orders"], max_age=3600, max_msgs=1000, **more):
         before = (await lab.js.stream_info("EX_SHOP")).config
         for time in ("first", "second"):
             try:
@@ -242,10 +247,11 @@ async def widen(lab, answer):
             after = (await lab.js.stream_info("EX_SHOP")).config
             if sorted(after.subjects) != wanted:
                 raise NotYet(f"After the {time} call the stream takes {after.subjects}; wanted: {wanted}.")
-            for field in ("max_age", "max_msgs", "storage", "num_replicas", "retention"):
-                if getattr(after, field) != getattr(before, field):
-                    raise NotYet(f"After the {time} call, {field} was {getattr(before, field)} and is "
-                                 f"{getattr(after, field)}; wanted: unchanged.")
+            changed = [f"{field.name} was {getattr(before, field.name)} and is {getattr(after, field.name)}"
+                       for field in dataclasses.fields(before) if field.name not in ("subjects", "metadata")
+                       and getattr(before, field.name) != getattr(after, field.name)]
+            if changed:
+                raise NotYet(f"After the {time} call, {', '.join(changed)}; wanted: unchanged.")
 
 
 @contextlib.asynccontextmanager

@@ -40,24 +40,26 @@ async def answer(sub, handle):
 
 
 @exercise(
-    limit=40,  # worker processes come and go, and messages wait out ack wait
+    limit=40,  # 80 messages in three cases, and ack wait runs out
     hints=["Two limits: workers × batch within max_ack_pending, and batch × seconds within half of ack wait.",
            "The smaller of the two, as a whole number: // for the first, int(…) for the second.",
            "Where even one message each does not fit, the answer is still 1: fetch refuses a batch of 0."],
     solution=BATCH.replace("answer", "batch_size") + "\nanswer = batch_size",
     wrong={"a limit for each worker": (BATCH.replace("max_ack_pending // workers", "max_ack_pending"),
-                                       "got 30, 0 and 0 messages"),
+                                       "got 32, 0 and 0 messages"),
            "ignores ack wait": (BATCH.replace("min(fair, in_time)", "fair"), "was handed out again"),
-           "all of ack wait": (BATCH.replace("ack_wait / 2", "ack_wait"), "takes 1 s, and ack wait is 1 s"),
+           "all of ack wait": (BATCH.replace("ack_wait / 2", "ack_wait"), "takes 0.969 s, and ack wait is 1 s"),
            "ignores max_ack_pending": (BATCH.replace("min(fair, in_time)", "in_time"), "messages of a batch of"),
+           "rounds up": (BATCH.replace("config.max_ack_pending // workers", "-(-config.max_ack_pending // workers)"), "got 11, 11 and 10"),
+           "rounds": (BATCH.replace("int(config", "round(config"), "takes 0.513 s"),
            "down to nothing": (BATCH.replace("max(1, min(fair, in_time))", "min(fair, in_time)"), "returned 0; wanted: at least 1"),
            "a fraction": (BATCH.replace("// workers", "/ workers"), "wanted: a whole number"),
            "one by one": (BATCH.replace("max(1, min(fair, in_time))", "1"), "returned 1; wanted: 10")})
 async def batch_size(lab, answer):
     """The largest batch that all workers can have in hand at once, and that takes at most half of ack wait."""
     _wants(answer, "config, workers, seconds", coroutine=False)
-    for config, workers, seconds, wanted in [({"max_ack_pending": 30, "ack_wait": 30}, 3, 0.01, 10),
-                                             ({"max_ack_pending": 64, "ack_wait": 1}, 2, 0.0625, 8),
+    for config, workers, seconds, wanted in [({"max_ack_pending": 32, "ack_wait": 30}, 3, 0.01, 10),
+                                             ({"max_ack_pending": 64, "ack_wait": 1}, 2, 0.057, 8),
                                              ({"max_ack_pending": 2, "ack_wait": 30}, 3, 0.01, 1)]:
         subs = await _stream(lab, "EX_BATCH", 80, workers + 1, **config)
         live = (await lab.js.consumer_info("EX_BATCH", "worker")).config
@@ -76,7 +78,7 @@ async def batch_size(lab, answer):
         if batch * seconds > live.ack_wait:
             await _saw_twice(case, batch, subs[-1], held[0], seconds, start)
         if batch * seconds > live.ack_wait / 2:
-            raise NotYet(f"{case} a batch of {batch} takes {batch * seconds:g} s, and ack wait is {live.ack_wait:g} s; wanted: "
+            raise NotYet(f"{case} a batch of {batch} takes {batch * seconds:.3g} s, and ack wait is {live.ack_wait:g} s; wanted: "
                          "at most half of it.")
         if batch != wanted:
             raise NotYet(f"{case} it returned {batch}; wanted: {wanted}, the largest that fits. More requests bring nothing.")
@@ -103,7 +105,7 @@ async def _saw_twice(case, batch, idle, held, seconds, start):
 
 
 @exercise(
-    limit=40,  # worker processes come and go, and messages wait out ack wait
+    limit=40,  # without a nak, a message waits out ack wait
     hints=["Fetch 6, handle them with asyncio.gather, and fetch again: that is six at a time, and no semaphore.",
            "One coroutine for one message: try handle, except Exception: nak, else: ack. So one failure is nobody else's.",
            "An empty fetch is not the end: a message may be out as a nak. Ask sub.consumer_info(): pending and ack pending both 0."],
@@ -115,6 +117,10 @@ async def _saw_twice(case, batch, idle, held, seconds, start):
                           "before handle had returned"),
            "an error gets out": (DOWN.replace("        except Exception:\n            await msg.nak()\n", "        except KeyError:\n"
                                               "            await msg.nak()\n"), "ValueError left bring_down"),
+           "leaves it to ack wait": (DOWN.replace("await msg.nak()", "pass"), "no nak came"),
+           "tries in place": (DOWN.replace("            await handle(msg)\n        except Exception:\n            await msg.nak()\n        else:\n            await msg.ack()",
+                                           "            await handle(msg)\n        except Exception:\n            await handle(msg)\n        await msg.ack()"),
+                              "no nak came"),
            "acks all the same": (DOWN.replace("msg.nak()", "msg.ack()"), "order 13, and it was settled all the same"),
            "no ack": (DOWN.replace("            await msg.ack()", "            pass")
                       .replace("info.num_pending + info.num_ack_pending", "info.num_pending"), "unanswered"),
@@ -123,7 +129,9 @@ async def _saw_twice(case, batch, idle, held, seconds, start):
 async def bring_down(lab, answer):
     """Handle the whole backlog, six at a time; ack what worked, nak what raised; return when all is acked."""
     _wants(answer, "sub, handle", coroutine=True)
-    sub = (await _stream(lab, "EX_DOWN", 30, 1, ack_wait=30))[0]
+    sub = (await _stream(lab, "EX_DOWN", 30, 1, ack_wait=5))[0]
+    naks = await lab.nc.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.EX_DOWN.worker")  # the server's own record
+    await lab.nc.flush()
     began, done, early, running, peak = collections.Counter(), set(), [], 0, 0
 
     async def handle(msg):
@@ -163,6 +171,10 @@ async def bring_down(lab, answer):
         raise NotYet(f"When bring_down returned, {info.num_pending} orders were pending; wanted: 0.")
     if info.num_ack_pending:
         raise NotYet(f"When bring_down returned, {info.num_ack_pending} orders were unanswered; wanted: 0.")
+    nak = naks.pending_msgs
+    await naks.unsubscribe()
+    if 13 in done and not nak:
+        raise NotYet("Order 13 raised, and no nak came; wanted: a nak, so that it comes back at once, and on with the others.")
     if 13 not in done:
         raise NotYet("handle raised for order 13, and it was settled all the same, so it is never done; wanted: a nak, so that it "
                      "comes back.")
