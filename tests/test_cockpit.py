@@ -2,7 +2,7 @@
 import nbformat
 import pandas as pd
 
-from labkit import Lab, cockpit, cockpit_map, notebook, pictures
+from labkit import Lab, cockpit, cockpit_map, faults, notebook, pictures
 
 CELLS = ['from labkit import Lab\nlab = await Lab.open("checks", private=True)',
          'await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)\nawait lab.wait_for_current("ORDERS")',
@@ -44,6 +44,11 @@ async def test_on_the_shared_cluster_it_shows_what_there_is(shared):
     picture = lab.cockpit()
     assert isinstance(picture, pictures.Picture) and "3 of 3 nodes are up" in picture.alt
     await lab.close()
+
+
+def test_there_is_a_button_for_each_fault_of_a_node():
+    verbs = {verb for verb, what in vars(faults.Faults).items() if callable(what) and not verb.startswith("_")}
+    assert set(cockpit.VERBS) == verbs - {"step_down", "heal"}  # a stream's, and everybody's
 
 
 def test_states_differ_by_shape_and_word_as_well_as_by_colour():

@@ -2,6 +2,7 @@
 import asyncio
 import json
 
+from labkit.clinic.case import Unwell
 from labkit.clinic.shop import Shop
 
 
@@ -141,8 +142,16 @@ class one_order_for_ever(Shop):
     wrong = {"delete the message": ("""
         info = await js.consumer_info("ORDERS", "billing")
         await js.delete_msg("ORDERS", info.ack_floor.stream_seq + 1)""", "was handed out"),
+             "max_deliver": ("""
+        config = (await js.consumer_info("ORDERS", "billing")).config
+        config.max_deliver = 5
+        await js.add_consumer("ORDERS", config)""", "no consumer will hand"),
              "purge": ('await js.purge_stream("ORDERS")', "never handled")}
-    spoils = ("purge",)
+    spoils = ("max_deliver", "purge")
+
+    async def well_too(self):
+        if left := (await self.js.stream_info("ORDERS")).state.messages:
+            raise Unwell(f"{left} messages lie in the work queue, and no consumer will hand them out again")
 
     def defaults(self):
         return {**super().defaults(), "handler": handle_again}

@@ -1,6 +1,7 @@
 """Cases in which messages are not stored as somebody thinks they are."""
 import json
 
+from labkit.clinic.case import Unwell
 from labkit.clinic.shop import Shop
 
 
@@ -92,7 +93,18 @@ class shop_is_closed(Shop):
         config = (await js.stream_info("ORDERS")).config
         config.max_msgs, config.max_age = 1_000_000, 7 * 24 * 3600
         await js.update_stream(config)"""
-    wrong = {"purge": ('await js.purge_stream("ORDERS")', "maximum messages exceeded")}
+    wrong = {"purge": ('await js.purge_stream("ORDERS")', "maximum messages exceeded"),
+             "discard old": ("""
+        config = (await js.stream_info("ORDERS")).config
+        config.discard = "old"
+        await js.update_stream(config)""", "drops its oldest orders")}
+    spoils = ("discard old",)
+
+    async def _settled(self, start):
+        config = (await self.js.stream_info("ORDERS")).config
+        if config.discard == "old":
+            raise Unwell(f"the stream drops its oldest orders at {config.max_msgs} messages, handled or not")
+        await super()._settled(start)
 
     def symptom(self):
         return len(self.refused) > 5 and len(self.handled) == 20

@@ -5,7 +5,7 @@ WAY = [("program", "does it log an error?"), ("connection", "does it reach a ser
        ("stream", "does it take the subject?"), ("consumer", "does it hand out?"), ("handler", "does it answer, once?")]
 
 TREE = {  # what the complaint is -> what you see -> cause
-    "The program has\nno connection": {
+    "The program does\nnot get through": {
         "refused at once (nobody listens there)": "wrong port",
         "Authorization Violation": "wrong credentials",
         "lost one node, tries addresses that it cannot reach": "unreachable addresses gossiped",

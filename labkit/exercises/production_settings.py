@@ -127,6 +127,8 @@ def _look(options, known):
     wrong={"finishes the batch": (WORK.replace("if stop.is_set():", "if False:"), "began 2 more messages"),
            "drops the rest": (WORK.replace("await msg.nak()", "return await client.drain()"), "only 7 of the 9"),
            "leaves the connection": (WORK.replace("    await client.drain()", ""), "connection was still open"),
+           "acks first": (WORK.replace("                await process(msg)\n                await msg.ack()", "                await msg.ack()\n                await process(msg)"),
+                          "acked before process had returned"),
            "does not ack": (WORK.replace("                await msg.ack()\n", ""), "acked 0 of the 3"),
            "terminates the rest": (WORK.replace("msg.nak()", "msg.term()"), "only 7 of the 9"),
            "never looks": (WORK.replace("while not stop.is_set()", "while True").replace("if stop.is_set():", "if False:"),
@@ -139,7 +141,7 @@ async def goodbye(lab, answer):
     if not inspect.iscoroutinefunction(answer) or len(inspect.signature(answer).parameters) != 4:
         raise NotYet(f"{answer!r} does not fit; wanted: async def work(client, sub, stop, process).")
     await _idle(lab, answer)
-    client, other, stop, begun = await lab.connect(name="worker"), await _stream(lab, "EX_LEAVE", 12), asyncio.Event(), []
+    client, other, stop, begun, early = await lab.connect(name="worker"), await _stream(lab, "EX_LEAVE", 12), asyncio.Event(), [], []
     sub = await client.jetstream().pull_subscribe_bind("worker", "EX_LEAVE")
 
     async def process(msg):
@@ -148,6 +150,7 @@ async def goodbye(lab, answer):
         if len(begun) == 3:
             stop.set()
         await asyncio.sleep(0.05)
+        early.extend([msg] * msg.is_acked)
     running = asyncio.ensure_future(answer(client, sub, stop, process))
     try:
         await _until(lambda: stop.is_set() or running.done(), 6, f"After 6 s {len(begun)} of 12 messages had been begun; wanted: fetch, process, ack.")
@@ -157,6 +160,8 @@ async def goodbye(lab, answer):
             raise NotYet(f"work returned after {len(begun)} messages, before stop was set; wanted: on and on until then.")
         if len(begun) > 3:
             raise NotYet(f"After stop was set, work began {len(begun) - 3} more messages; wanted: the one in hand is finished, no other begun.")
+        if early:
+            raise NotYet("A message was acked before process had returned; wanted: the ack after it, or a crash in between loses it.")
         if not client.is_closed:
             raise NotYet("When work had returned, its connection was still open; wanted: drained, and so closed.")
         rest, info = [], None
