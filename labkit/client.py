@@ -7,6 +7,8 @@ import nats
 
 from labkit.errors import LabError
 
+PATIENCE = 5  # seconds that a drain may take at the end of a lesson
+
 
 async def connect(timeout=3, error_cb=None, **options):
     """nats.connect, but a first connection that cannot be made ends in a LabError within `timeout` seconds.
@@ -45,6 +47,7 @@ def way_out(refused):
     return ("The cluster was started with another nats.conf, before an update perhaps: python -m labkit down ends it "
             "(docker compose -p labkit down for containers)." if refused else "Look with: python -m labkit doctor")
 
+
 async def farewell(client, drain=True):
     """Drains a client if it can be drained, and closes it."""
     with contextlib.suppress(Exception):  # a client that broke on purpose is closed all the same
@@ -52,7 +55,7 @@ async def farewell(client, drain=True):
             if not sub._cb:  # nobody reads this one any more, and drain would wait for somebody who does
                 await sub.unsubscribe()
         if drain and client.is_connected and not client.is_draining:
-            await asyncio.wait_for(client.drain(), timeout=5)
+            await asyncio.wait_for(client.drain(), timeout=PATIENCE)
     if not client.is_closed:
         # Where the last write meets a dead connection, close() closes and then raises: ConnectionResetError up to
         # Python 3.12, TypeError on 3.13.

@@ -38,9 +38,9 @@ class Lab:
         if topic in _open:
             await _open[topic]._leave()
         lab = cls()
-        lab.topic, lab.clients, lab.workers, lab._net, lab._slate = topic, [], [], ErrorNet(), None
-        lab._undo = contextlib.AsyncExitStack()
-        lab._lock, lab.faults = claim(topic), faults.Faults(lab)
+        lab.topic, lab.cluster, lab.clients, lab.workers = topic, None, [], []
+        lab._net, lab._slate = ErrorNet(), None
+        lab._lock, lab.faults, lab._undo = claim(topic), faults.Faults(lab), contextlib.AsyncExitStack()
         try:
             await lab._enter(private)
         except BaseException:
@@ -88,8 +88,8 @@ class Lab:
         login = self.cluster.login(self.topic)
         if node:
             login["servers"] = [self.node(node).url]
-        client = await connect(**{"dont_randomize": True, "name": name or self.topic,
-                                           "error_cb": self._net.error_cb, **login, **options})
+        client = await connect(timeout=3 if self.attached else 10, **{  # its own nodes are there, if slow at times
+            "dont_randomize": True, "name": name or self.topic, "error_cb": self._net.error_cb, **login, **options})
         self.clients.append(client)
         return client
 
@@ -121,7 +121,8 @@ class Lab:
 
         module: file that a `%%worker` cell wrote; name: what it is called in the log; log: Recorder for its points;
         kill_at: "point" or ("point", n): SIGKILL the n-th time it gets there; pause_at: the same, and it stands still there
-        until `.resume()`; timeout: seconds to connect in; options: passed on to its `work` (what JSON can carry). Raises LabError if it does not get ready.
+        until `.resume()`; timeout: seconds to connect in; options: passed on to its `work` (what JSON can carry).
+        Raises LabError if it does not get ready.
         """
         return await workers.start(self, module, name, log, kill_at, pause_at, timeout, options)
 
@@ -168,7 +169,8 @@ class Lab:
         if found:
             lines = "\n".join(f"  - {describe(error)}" for error in found[:10])
             more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""
-            raise LabError(f"{len(found)} error{'s' if len(found) > 1 else ''} in callbacks or background tasks:\n{lines}{more}") from found[0]
+            raise LabError(f"{len(found)} error{'s' * (len(found) > 1)} in callbacks or background tasks:"
+                           f"\n{lines}{more}") from found[0]
 
     # --- state as tables (see tables.py for the columns) -----------------------------------------------------------
 
@@ -214,6 +216,7 @@ class Lab:
         left = []
         async with contextlib.AsyncExitStack() as ends:  # the last one first, each whatever became of those before
             ends.callback(self._let_go)
+            ends.push_async_callback(self._say_goodbye, left)
             ends.push_async_callback(self._tidy, left)
             ends.push_async_callback(self._undo.aclose)
             ends.push_async_callback(self._end_workers)
@@ -223,25 +226,23 @@ class Lab:
         self._net.caught += await workers.end_all(self.workers)
 
     async def _tidy(self, left):
-        if isinstance(getattr(self, "cluster", None), private.Private):
-            left += await self._leave_private()
-            return
+        if isinstance(self.cluster, private.Private):
+            return  # the cluster goes as a whole, in whatever state it is
         await self.faults.heal()
         if self._slate and not self.nc.is_closed:
-            await self._slate.clean()
-            left += [f"stream {name}" for name in await self._slate.streams()]
-        await asyncio.gather(*map(farewell, self.clients))
-        if self._slate and not self.attached:
+            left += await self._slate.wipe()
+
+    async def _say_goodbye(self, left):
+        alone = isinstance(self.cluster, private.Private)
+        await asyncio.gather(*(farewell(client, drain=not alone) for client in self.clients))
+        if alone:
+            left += [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
+        elif self._slate and not self.attached:
             left += await slate.connections_left(self.cluster, self.topic)
 
     def _let_go(self):
         _open.pop(self.topic, None)
         self._lock.release()
 
-    async def _leave_private(self):
-        """The cluster goes as a whole, in whatever state it is; the clients just close."""
-        await asyncio.gather(*(farewell(client, drain=False) for client in self.clients))
-        return [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
-
     def __repr__(self):
-        return f"<Lab {self.topic} on {getattr(self, 'cluster', None) and self.cluster.backend}>"
+        return f"<Lab {self.topic} on {self.cluster and self.cluster.backend}>"

@@ -2,6 +2,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -16,16 +17,24 @@ from labkit.errors import LabError
 CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each connection asked of JetStream
 
 
-async def stream_names(client):
-    """Names of all streams of the client's account (set); the empty set where there is no JetStream.
+async def stream_names(client, timeout=15):
+    """Names of all streams of the client's account (set); the empty set where there is no JetStream. timeout: seconds;
+    raises LabError if nobody answers so long: silence is not "no streams".
 
     Of the names the meta leader knows all; a list with their state (streams_info) it gathers from the streams' leaders, waits
     four seconds for each that is silent, and then leaves it out."""
-    found, total = [], 1
+    found, total, end = [], 1, time.monotonic() + timeout
     while len(found) < total:
-        page = {}
-        with contextlib.suppress(NoRespondersError, TimeoutError):
-            page = json.loads((await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3)).data)
+        try:
+            answer = await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3)
+        except NoRespondersError:
+            break
+        except TimeoutError:  # busy, or no meta leader at this moment
+            if time.monotonic() > end or not client.is_connected:
+                raise LabError("JetStream does not answer, so nobody knows which streams there are. "
+                               "Look with: python -m labkit status") from None
+            continue
+        page = json.loads(answer.data)
         names, total = page.get("streams") or [], page.get("total", 0)
         found += names
         if not names:
@@ -67,6 +76,14 @@ class Account:
         await self._until_off_disk(names)
         return len(names)
 
+    async def wipe(self):
+        """Deletes them when the lesson ends. Returns what may be left (list of words)."""
+        try:
+            await self.clean()
+            return [f"stream {name}" for name in await self.streams()]
+        except LabError as error:
+            return [f"its streams ({error})"]
+
     async def _until_off_disk(self, names, timeout=10):
         """Followers remove a deleted stream's files a moment later; a stream of the same name that is created before
         can fail with err_code 10049. Seen from here only where the nodes are processes of this machine."""
@@ -92,17 +109,28 @@ class Made(Account):
         self.listening = False
 
     async def streams(self):
-        infos = await self.lab.nc.jetstream(timeout=3).streams_info() if self.made else []
-        return {info.config.name for info in infos if str(info.created) == self.made.get(info.config.name)}
+        found = set()
+        for name, created in self.made.items():
+            with contextlib.suppress(NotFoundError):
+                if str((await self.lab.js.stream_info(name)).created) == created:
+                    found.add(name)
+        return found
 
     async def clean(self):
         count = await super().clean()
+        self._refuse_company(await stream_names(self.lab.nc))
         self.made = {}
         self.file.unlink(missing_ok=True)
         if not self.listening:
             self.listening = True
             await self.lab.nc.subscribe(CREATED, cb=self._note)
         return count
+
+    def _refuse_company(self, names):
+        if names and not self.listening and not os.environ.get("LABKIT_BESIDE"):
+            raise LabError(f"This account holds streams that are not the lesson's: {', '.join(sorted(names)[:5])}. Lessons delete "
+                           "and create streams by name (ORDERS, JOBS, …), so give them an account of their own with NATS_USER and "
+                           "NATS_PASSWORD, or NATS_CREDS. If no name can meet one of theirs: LABKIT_BESIDE=1.")
 
     async def _note(self, message):
         audit = json.loads(message.data)
@@ -111,8 +139,9 @@ class Made(Account):
         ours = {(client.options["name"], client.client_id) for client in self.lab.clients if client.is_connected}
         if answer.get("did_create") and "stream_create" in answer.get("type", "") and who in ours:
             name = answer["config"]["name"]
-            self.made[name] = str((await self.lab.js.stream_info(name)).created)
-            self.file.write_text(json.dumps(self.made))
+            with contextlib.suppress(NotFoundError):  # deleted meanwhile
+                self.made[name] = str((await self.lab.js.stream_info(name)).created)
+                self.file.write_text(json.dumps(self.made))
 
 
 async def wipe_accounts(topics):
@@ -136,7 +165,7 @@ async def wipe_accounts(topics):
 
 async def connections_left(cluster, topic):
     """Connections of this account that are still open some seconds after all of ours were closed (list of words)."""
-    end = time.monotonic() + 3
+    end = time.monotonic() + 10
     while True:
         table = await tables.connections(cluster, topic)
         if not len(table) or time.monotonic() > end:

@@ -16,7 +16,7 @@ from labkit import Lab, LabError, nodes
 @pytest.fixture
 def attach(shared, monkeypatch):
     def to(url, **settings):
-        monkeypatch.delenv("LABKIT_BACKEND")
+        monkeypatch.delenv("LABKIT_BACKEND", raising=False)
         monkeypatch.setenv("NATS_URL", url)
         for key, value in settings.items():
             monkeypatch.setenv(key, value)
@@ -31,6 +31,9 @@ async def test_streams_of_the_owner_stay_and_those_of_the_lesson_go(attach, serv
     owner = await nats.connect(f"nats://127.0.0.1:{port}", name="owner")
     await owner.jetstream().add_stream(name="PAYROLL", subjects=["payroll"])
     attach(f"nats://127.0.0.1:{port}")
+    with pytest.raises(LabError, match="streams that are not the lesson's: PAYROLL.*LABKIT_BESIDE=1"):
+        await Lab.open("checks")
+    attach(f"nats://127.0.0.1:{port}", LABKIT_BESIDE="1")
     lab = await Lab.open("checks")
     assert "your own cluster (NATS_URL)" in capsys.readouterr().out
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
@@ -80,6 +83,13 @@ async def test_a_refused_user_is_said_at_once(attach, server, settings):
     attach(f"nats://127.0.0.1:{port}", **settings)
     with pytest.raises(LabError, match="Authorization Violation.*NATS_USER and NATS_PASSWORD, or NATS_CREDS"):
         await Lab.open("checks")
+
+
+async def test_the_doctor_wants_no_port_where_the_cluster_is_yours(attach, server, labkit, own):
+    port, _ = server(JETSTREAM, port=nodes.first_port())
+    attach(f"nats://127.0.0.1:{port}")
+    code, said = await asyncio.to_thread(labkit, "doctor")
+    assert code == 0 and "NATS_URL answers" in said and "is held by" not in said
 
 
 async def test_user_and_password_open_the_door(attach, server):

@@ -13,7 +13,7 @@ from nats.js.errors import NoStreamResponseError
 from labkit import Lab
 
 
-async def publish_ready(js, subject, payload, msg_id, tries=40):
+async def publish_ready(js, subject, payload, msg_id, tries=200):
     """The idiom: 503 means that nobody has stored it, so publishing again is safe."""
     for attempt in range(1, tries + 1):
         try:
