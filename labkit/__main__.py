@@ -1,5 +1,6 @@
 """python -m labkit: the lab's one command."""
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def down():
         count = clusters.end_embedded()
         containers = os.environ.get("LABKIT_BACKEND") != "embedded" and asyncio.run(clusters.find_compose())
         if containers:
-            compose.run("down", "-v")
+            compose.run("--profile", "monitoring", "--profile", "valkey", "down", "-v")
     console.print("cluster down: " + (f"{count} processes ended" if count else "no process was running")
                   + (", containers removed" if containers else ""))
 
@@ -88,13 +89,14 @@ def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open
     command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ServerApp.ip=127.0.0.1",
                f"--ServerApp.root_dir={nodes.PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               *([] if browser else ["--no-browser"]), *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), *context.args]
+               *([] if browser else ["--no-browser"]),
+               *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), *context.args]
     # The lab's defaults for JupyterLab (no question about news over the lesson); a user's own settings win over them.
     config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), str(JUPYTER)]))
-    try:
-        raise typer.Exit(subprocess.run(command, env={**os.environ, "JUPYTER_CONFIG_PATH": config}).returncode)
-    except KeyboardInterrupt:
-        pass
+    server = subprocess.Popen(command, env={**os.environ, "JUPYTER_CONFIG_PATH": config})
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):  # the terminal sends it to JupyterLab as well, which asks what to do
+            raise typer.Exit(server.wait())
 
 
 @app.command()
@@ -111,9 +113,11 @@ def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbe
 @app.command()
 def experiment(name: Annotated[str, typer.Argument(help="number, name or path, for example 91")],
                repeats: Annotated[Optional[int], typer.Option(help="trials of each point")] = None,
-               parameter: Annotated[Optional[list[str]], typer.Option("--parameter", "-p", help="name=value, of the notebook's parameters cell")] = None,
+               parameter: Annotated[Optional[list[str]], typer.Option(
+                   "--parameter", "-p", help="name=value, of the notebook's parameters cell")] = None,
                out: Annotated[Optional[str], typer.Option(help="folder for notebook, rows and pictures")] = None,
-               keep: Annotated[bool, typer.Option("--keep", help="write the results into the notebook itself as well")] = False):
+               keep: Annotated[bool, typer.Option(
+                   "--keep", help="write the results into the notebook itself as well")] = False):
     """Run an experiment with other parameters. Stopped in the middle, the same command goes on."""
     from labkit import experiment as experiments
     from labkit import notebook

@@ -58,7 +58,9 @@ def packages():
 
 def ports():
     cluster = asyncio.run(clusters.find())
-    if cluster and cluster.backend != "attached":
+    if cluster and cluster.backend == "attached":
+        return []  # the lab starts nothing, so it wants no port; see attached()
+    if cluster:
         return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {' '.join(cluster.servers)}")]
     first = nodes.first_port()
     ours = [process.pid for process in nodes.strays(nodes.home())]
@@ -96,12 +98,19 @@ def leftovers():
 def docker():
     if not shutil.which("docker"):
         yield Finding("note", "Docker is not installed. The lab needs none.")
-    elif subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode:
+    elif not _docker_answers():
         yield Finding("bad" if os.environ.get("LABKIT_BACKEND") == "compose" else "note",
                       "Docker is installed, but its daemon does not answer. The lab needs none.",
                       "For the compose cluster, start it (Docker Desktop, or: sudo systemctl start docker)")
     else:
         yield Finding("good", "Docker answers (optional)")
+
+
+def _docker_answers():
+    try:
+        return not subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def attached():

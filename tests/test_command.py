@@ -105,6 +105,10 @@ def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
         else:
             pytest.fail("JupyterLab did not answer within 180 s")
         assert labkit("status")[0] == 0
+        os.kill(lab.pid, signal.SIGINT)  # of Ctrl-C, JupyterLab gets one of its own and asks; the command waits for its end
+        with pytest.raises(subprocess.TimeoutExpired):
+            lab.wait(timeout=1)
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=10).status == 200
     finally:
         os.killpg(lab.pid, signal.SIGTERM)
         said = lab.communicate(timeout=60)[0]
