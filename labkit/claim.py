@@ -10,7 +10,10 @@ from labkit.errors import LabError
 def claim(topic):
     """Takes the lesson for this process. Returns a lock to release; raises LabError if another kernel has it."""
     folder = nodes.home() / "lessons"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"The lab may not write to {folder} ({error.strerror}). Set LABKIT_HOME to a folder of yours.") from None
     owner = folder / f"{topic}.pid"
     lock = FileLock(folder / f"{topic}.lock")
     try:

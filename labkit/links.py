@@ -19,7 +19,7 @@ class Links:
         self.ports = {pair: port for pair, (port, _) in routes.items()}
         # A session of its own: an interrupt of the kernel (the stop button) goes to the kernel's whole process group.
         detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-        self.child = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.child = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       stderr=subprocess.DEVNULL, **detached)
         self._ask([[*pair, *ports] for pair, ports in routes.items()])
 

@@ -142,13 +142,14 @@ def end_processes(processes, graceful=0):
 
 
 def strays(folder):
-    """Processes of nats-server whose store lies in this folder, whoever started them and whatever was written down."""
+    """Processes of the shared cluster's nodes of this home (stores in run-*), whoever started them and whatever was written
+    down. Nodes of a private cluster (stores in private-*) belong to the kernel that started them."""
     found = []
     for process in psutil.process_iter(["name"]):
         try:
             if (process.info["name"] or "").startswith("nats-server"):
                 store = json.loads(process.environ().get("STORE") or '""')
-                if store and Path(folder) in Path(store).parents:
+                if store and any(up.parent == Path(folder) and up.name.startswith("run-") for up in Path(store).parents):
                     found.append(process)
         except (psutil.Error, ValueError):  # gone, somebody else's, or not started by us
             pass
@@ -184,11 +185,17 @@ def _listener(port):
     return None
 
 
+def listens(port):
+    """True if somebody accepts connections on this port of loopback. It binds nothing, so it can be asked while a server
+    is about to take the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def is_free(port):
     """True if nobody listens on the port and it can be bound."""
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            return False
+    if listens(port):
+        return False
     with socket.socket() as probe:
         if os.name != "nt":  # as nats-server does: a connection that has ended does not hold the port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -33,8 +33,7 @@ async def execute(path, refresh=False):
     """The notebook as it should stand in the repository, executed anew: text of the file.
 
     Cells tagged nbval-ignore-output (times, pictures) keep their committed output unless `refresh` is true or they
-    have none, so that their noise makes no diff. Raises LabError if a cell fails, or takes more than 120 s (environment:
-    LABKIT_CELL_TIMEOUT, for the long run of a measurement).
+    have none, so that their noise makes no diff. Raises LabError if a cell fails, or takes more than 20 minutes.
     """
     notebook = nbformat.read(path, 4)
     before = {cell["id"]: (cell.source, cell.outputs) for cell in notebook.cells

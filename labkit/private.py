@@ -38,7 +38,7 @@ class Private(Cluster):
         return [node.name for node in self.nodes if node.process()]
 
 
-async def start(say=lambda text: None, tries=3, sync="2m"):
+async def start(tries=3, sync="2m"):
     """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises LabError.
 
     sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always"."""
@@ -67,12 +67,12 @@ async def start_or_containers(say):
     asked = os.environ.get("LABKIT_BACKEND", "")
     if asked in ("", "compose") and await find_compose():
         return await mended_compose()
-    return await start_compose(say) if asked == "compose" else await start(say)
+    return await start_compose(say) if asked == "compose" else await start()
 
 
 def _laid_out(sync):
     """A Private cluster with its ports and its folder; nothing of it runs yet."""
-    folder = tempfile.mkdtemp(prefix="labkit-private-")
+    folder = tempfile.mkdtemp(prefix="private-", dir=nodes.home())  # a real disk: a folder for temporary files may be memory
     ward.keep(folder=folder)
     base, at = free_base(), itertools.count(6000)
     members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}", sync=sync) for i, name in enumerate(nodes.NAMES)]

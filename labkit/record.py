@@ -61,5 +61,5 @@ async def regularly(look, every):
         yield
     finally:
         ended = True
-        await asyncio.gather(task, return_exceptions=True)
+        await task  # raises what ended it early: a chart of half a run would look whole
         await look()

@@ -5,8 +5,7 @@ import reprlib
 
 def what_it_saw(condition, value):
     """'`len(got) >= 3`. Last seen: got = [1, 2] (2 items)', from a function or lambda and its last value."""
-    names = {**_held(condition)}
-    seen = ", ".join(f"{name} = {_short(held)}" for name, held in names.items()) or f"it returned {_short(value)}"
+    seen = ", ".join(f"{name} = {_short(held)}" for name, held in _held(condition).items()) or f"it returned {_short(value)}"
     return f"`{_source(condition)}`. Last seen: {seen}."
 
 

@@ -175,7 +175,7 @@ def server(tmp_path):
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder))
         end = time.monotonic() + 20
         while time.monotonic() < end and started[-1].poll() is None:
-            if not nodes.is_free(port):
+            if nodes.listens(port):
                 return port, psutil.Process(started[-1].pid)
             time.sleep(0.01)
         raise RuntimeError("the server did not start")
