@@ -16,8 +16,8 @@ def lives(log, marks, title, alt, curves=None):
 
     log: a Recorder with the points of the workers, and "killed" events (field worker), drawn at the end of its bar. If
          they say at which point, a shape tells it. Between a point and a "resumed" event a worker stood still: hatched.
-    marks: names of the points to draw, one below the other where they are few; curves: {label: event}, drawn above as the number of such events so far; of
-           events with a field `order`, each order counts once.
+    marks: names of the points to draw, one below the other where they are few; curves: {label: event}, drawn above as the
+           number of such events so far; of events with a field `order`, each order counts once.
     """
     said = [e for e in log.events if e.get("worker")]
     start, last = min((e["at"] for e in log.events), default=0), max((e["at"] for e in log.events), default=1)
@@ -28,7 +28,8 @@ def lives(log, marks, title, alt, curves=None):
         figure.clear()
         top, ax = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, .5 + .45 * len(lanes)])
         draw_curves(top, log, curves, start, last)
-    looks, heights = looks_of(log, marks, many), {} if many else {name: .26 * (len(marks) / 2 - .5 - i) for i, name in enumerate(marks)}
+    looks = looks_of(log, marks, many)
+    heights = {} if many else {name: .26 * (len(marks) / 2 - .5 - i) for i, name in enumerate(marks)}
     for worker in dict.fromkeys(e["worker"] for e in said):
         events = [{**e, "at": e["at"] - start} for e in said if e["worker"] == worker]
         draw_life(ax, events, -lanes.index(lane_of(worker)), last - start, looks, heights, gap=0 if many else 7)

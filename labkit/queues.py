@@ -53,8 +53,8 @@ def lag(log, title, alt):
         stairs.append((at, line))
         axes[0].annotate(e["text"], (at, 1), xycoords=("data", "axes fraction"), xytext=(3, 4 + 12 * line),
                          textcoords="offset points", fontsize=8.5, color=INK)
-        axes[0].annotate("", (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 12 + 12 * line), textcoords="offset points",
-                         arrowprops={"arrowstyle": "-", "color": MUTED, "lw": .9, "ls": "--", "shrinkA": 0, "shrinkB": 0})
+        axes[0].annotate("", (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 12 + 12 * line),
+                         textcoords="offset points", arrowprops={"arrowstyle": "-", "color": MUTED, "lw": .9, "ls": "--", "shrinkA": 0, "shrinkB": 0})
     axes[0].set_xlim(0, end)
     axes[0].set_title(title, pad=24 + 12 * max(line for _, line in stairs) if stairs else 8)
     axes[-1].set_xlabel("seconds since start")

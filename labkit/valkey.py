@@ -54,7 +54,7 @@ def _start(lab, tries=3):
 
 
 def _answers(child, port, timeout=10):
-    """True once this process, and no other, answers on the port; False if it ends before that, or is silent for so many seconds."""
+    """True once this process, and no other, answers on the port; False if it ends first, or is silent for `timeout` seconds."""
     import redis
     end = time.monotonic() + timeout
     with redis.Redis("127.0.0.1", port) as client:
