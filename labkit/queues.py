@@ -28,7 +28,7 @@ def lag(log, title, alt):
     """A consumer's four numbers over time: one axis for time, a row for each number, on a scale of its own.
 
     log: a Recorder with "lag" events (see watching). An event "change" with a field `text` is drawn as a line through
-         all rows; where one closely follows another, its text stands on the next line.
+         all rows and up to its text; where others closely follow, the earlier text stands higher, so that no line meets one.
     """
     seen, changes = log.all("lag"), log.all("change")
     start = min((e["at"] for e in seen), default=0)
@@ -46,16 +46,17 @@ def lag(log, title, alt):
         ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         ax.grid(axis="y", color=GRID)
         ax.set_ylabel(f"{name}\n({word})", rotation=0, ha="right", va="center")
-    free = [float("-inf")] * 4  # the right end of the last text on each line of texts, in seconds
-    used = 0
-    for e in changes:
+    stairs = []  # (seconds, line) of the texts so far, from the last one back
+    for e in reversed(changes):
         at = max(0, e["at"] - start)
-        line = next((n for n, right in enumerate(free) if right <= at), 0)
-        free[line], used = at + len(e["text"]) * end / 88, max(used, line)
-        axes[0].annotate(e["text"], (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 4 + 12 * line),
+        line = 1 + max((line for later, line in stairs if later < at + (len(e["text"]) + 1) * end / 88), default=-1)
+        stairs.append((at, line))
+        axes[0].annotate(e["text"], (at, 1), xycoords=("data", "axes fraction"), xytext=(3, 4 + 12 * line),
                          textcoords="offset points", fontsize=8.5, color=INK)
+        axes[0].annotate("", (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 12 + 12 * line),
+                         textcoords="offset points", arrowprops={"arrowstyle": "-", "color": MUTED, "lw": .9, "ls": "--", "shrinkA": 0, "shrinkB": 0})
     axes[0].set_xlim(0, end)
-    axes[0].set_title(title, pad=12 + 12 * (used + 1) if changes else 8)
+    axes[0].set_title(title, pad=24 + 12 * max(line for _, line in stairs) if stairs else 8)
     axes[-1].set_xlabel("seconds since start")
     return Picture(figure, alt)
 
@@ -105,7 +106,7 @@ def spread(panels, title, alt):
             ax.annotate(f"{middle:,.0f}" if top >= 20 else f"{middle:.1f}", (1, row), xycoords=("axes fraction", "data"),
                         va="center", ha="right", fontsize=9, color=INK, weight="bold")
         ax.annotate("median", (1, 1), xycoords="axes fraction", va="bottom", ha="right", fontsize=9, color=MUTED)
-        ax.set_xlim(0, top * 1.34)
+        ax.set_xlim(0, top * 1.5)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         ax.set_xlabel(label)

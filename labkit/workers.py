@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import nats
 import psutil
 from nats.nuid import NUID
 
@@ -25,6 +26,8 @@ from labkit import nodes, ward
 from labkit.errors import LabError
 
 RUNNER = Path(__file__).with_name("runner.py")
+# A session of its own: an interrupt of the kernel (the stop button) goes to the kernel's whole process group.
+DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
 
 
 def folder(topic):
@@ -143,7 +146,8 @@ class Worker:
         if self.alive:
             self.kill()
             await asyncio.to_thread(self._child.wait)
-        await self._forget()
+        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):  # no server answers: there is nothing to hear
+            await self._forget()
 
     def __repr__(self):
         return f"<Worker {self.name}: {'running' if self.alive else f'ended ({self.returncode})'}>"
@@ -170,8 +174,10 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     if not _work(path):
         raise LabError(f"{module} has no coroutine function `work`; wanted: async def work(nc, js, point, …).")
     if any(worker.alive and worker.name == name for worker in lab.workers):
-        raise LabError(f"A worker {name!r} is running; end it first, or give this one another name.")
-    said, subject = [], f"_LABKIT.worker.{NUID().next().decode()}"
+        raise LabError(f"A worker {name!r} is running, perhaps from a cell that failed. End what runs with: "
+                       "for worker in lab.workers: worker.kill()")
+    said, tag = [], NUID().next().decode()
+    subject = f"_LABKIT.worker.{tag}"
 
     async def note(msg):
         entry = json.loads(msg.data)
@@ -184,10 +190,10 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     await lab.nc.flush()
     order = {"module": str(path), "events": subject, "name": name, "options": options,
              "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "kill_at": place(kill_at), "pause_at": place(pause_at)}
-    words = lab.scratch / f"worker-{len(lab.workers)}.err"
+    words = lab.scratch / f"worker-{tag}.err"
     with open(words, "wb") as errors:  # -P: else labkit's own folder is on its path, and `import valkey` finds valkey.py there
         child = subprocess.Popen([sys.executable, "-P", "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                 stderr=errors, cwd=lab.scratch)
+                                 stderr=errors, cwd=lab.scratch, **DETACHED)
     ward.keep(pid=child.pid)
     worker = Worker(name, child, sub, said)
     lab.workers.append(worker)

@@ -1,6 +1,5 @@
 """The sampler of a consumer's numbers and its pictures; and that a worker which ends by itself ends well, and at once."""
 import signal
-import time
 
 import pytest
 
@@ -55,13 +54,12 @@ async def test_a_worker_that_is_told_to_stop_ends_at_once_and_with_0(lab, how):
     workers.write("checks", "idle.py", IDLE)
     worker = await lab.worker("idle.py", "idle", log)
     await lab.until(lambda: log.count("idle"), timeout=10)
-    start = time.monotonic()
     if how == "signal":
         worker.stop()
     else:
         worker._child.stdin.write(b"stop\n")
         worker._child.stdin.flush()
-    assert await worker.ended(timeout=10) == 0 and time.monotonic() - start < 8
+    assert await worker.ended(timeout=10) == 0  # drain() would wait for 30 s
 
 
 async def test_a_worker_without_a_handler_is_ended_by_the_word_too(lab):

@@ -1,14 +1,20 @@
 """Workers as processes: what they report, how they die, what they say when they cannot; and that none outlives a kernel."""
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
 
+import nats
+import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
-from labkit import Lab, LabError, Recorder, workers
+from labkit import Lab, LabError, Recorder, notebook, workers
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
@@ -113,6 +119,17 @@ async def test_or_else_when_the_lesson_ends(lab, capsys):
         await lab.close()
 
 
+async def test_and_also_when_no_server_answers_any_more(lab, monkeypatch):
+    async def flush(*_):
+        raise nats.errors.FlushTimeoutError
+    a, _ = [await lab.worker(write(lab, source, name), name[0]) for source, name in [
+        ("async def work(nc, js, point):\n    await point('here')\n    1 / 0\n", "one.py"), (WAITS, "two.py")]]
+    await lab.until(lambda: a._said[-1]["event"] == "failed")
+    monkeypatch.setattr(lab.nc, "flush", flush)
+    error, = await workers.end_all(lab.workers)
+    assert "ZeroDivisionError" in str(error)
+
+
 @pytest.mark.parametrize("source, words", [
     ("import no_such_module\n" + WAITS, "No module named 'no_such_module'"),
     ("import time\ntime.sleep(60)\n" + WAITS, "did not get ready in 1 s. It said: nothing"),
@@ -148,9 +165,11 @@ async def test_no_such_file(lab):
 
 async def test_two_of_one_name(lab):
     a = await lab.worker(write(lab, WAITS), "A")
-    with pytest.raises(LabError, match="A worker 'A' is running"):
+    with pytest.raises(LabError, match="A worker 'A' is running.* for worker in lab.workers: worker.kill"):
         await lab.worker("one.py", "A")
-    a.kill()
+    for worker in lab.workers:
+        worker.kill()
+    assert not a.alive
     assert (await lab.worker("one.py", "A")).alive
 
 
@@ -211,6 +230,14 @@ def runs(pid):
         return False
 
 
+def gone(told):
+    """Waits until these processes and folders are."""
+    end = time.monotonic() + 15
+    while running(told["pids"]) or any(map(os.path.exists, told["folders"])):
+        assert time.monotonic() < end, (running(told["pids"]), [*filter(os.path.exists, told["folders"])])
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("in_the_middle_of", ["time.sleep(60)", "await asyncio.sleep(60)"])
 def test_nothing_outlives_a_kernel_that_is_killed(shared, python, in_the_middle_of):
     kernel = python(KERNEL % (WAITS, in_the_middle_of))
@@ -221,10 +248,7 @@ def test_nothing_outlives_a_kernel_that_is_killed(shared, python, in_the_middle_
     assert len(running(told["pids"])) == len(told["pids"]) >= 4 + (sys.platform != "win32")
     assert all(os.path.isdir(folder) for folder in told["folders"])
     kernel.kill()
-    end = time.monotonic() + 15
-    while running(told["pids"]) or any(map(os.path.exists, told["folders"])):
-        assert time.monotonic() < end, (running(told["pids"]), [*filter(os.path.exists, told["folders"])])
-        time.sleep(0.02)
+    gone(told)
 
 
 @posix
@@ -236,7 +260,66 @@ def test_nor_one_whose_whole_process_group_is_killed(shared, python, monkeypatch
     monkeypatch.undo()
     told = next(json.loads(line) for line in kernel.stdout if line.startswith("{"))
     os.killpg(kernel.pid, signal.SIGKILL)
-    end = time.monotonic() + 15
-    while running(told["pids"]) or any(map(os.path.exists, told["folders"])):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    gone(told)
+
+
+BEGIN = """
+shop, url = await open_shop(), None if os.name == "nt" else await valkey(lab)
+a, b = [await lab.worker("shop.py", name, **shop) for name in "AB"]
+b.pause()
+pids = [a.pid, b.pid, ward._ward.pid]
+if url:
+    async with redis.from_url(url) as client:
+        pids.append((await client.info("server"))["process_id"])
+print(json.dumps({"pids": pids, "folders": [str(lab.scratch)]}))
+"""
+GO_ON = """
+b.kill()
+await order(shop, 1)
+await lab.until(lambda: acked(shop))                         # by A
+if url:
+    async with redis.from_url(url) as client:
+        assert await client.ping()
+"""
+
+
+@contextlib.asynccontextmanager
+async def jupyter():
+    """A Jupyter kernel that has run lesson 07 as far as its first worker: (client, run a cell's source, what it started)."""
+    book = nbformat.read(notebook.FOLDER / "07_effects_once.ipynb", 4)
+    lesson = {cell["id"]: cell.source for cell in book.cells}
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=60, kernel_name="python3")
+
+    async def run(source):
+        client.nb.cells.append(nbformat.v4.new_code_cell(source))
+        cell = await client.async_execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+        return "".join(output.get("text", "") for output in cell.outputs)
+    async with client.async_setup_kernel():
+        for name in ("setup", "shop-tools", "shop-looks", "worker-shop"):
+            await run(lesson[name])
+        yield client, run, json.loads(await run("import os\nfrom labkit import ward\n" + BEGIN))
+
+
+@posix
+async def test_the_stop_button_interrupts_the_cell_and_ends_no_worker_and_no_valkey(shared, tmp_path):
+    async with jupyter() as (client, run, told):
+        busy = tmp_path / "busy"
+        cell = asyncio.create_task(run(f"open({str(busy)!r}, 'w').close()\nawait asyncio.sleep(60)"))
+        while not busy.exists():
+            await asyncio.sleep(0.01)
+        await client.km.interrupt_kernel()  # SIGINT to the kernel's process group
+        with pytest.raises(CellExecutionError, match="KeyboardInterrupt|CancelledError"):
+            await cell
+        kernel = os.getpgid(client.km.provisioner.pid)
+        assert running(told["pids"]) == told["pids"] and kernel not in map(os.getpgid, told["pids"])
+        await run(GO_ON)
+        *ours, ward, valkey = told["pids"]
+        await run("await lab.close()")
+        assert running([*ours, valkey]) == []
+
+
+async def test_nothing_outlives_a_jupyter_kernel_that_is_killed(shared):
+    async with jupyter() as (client, _, told):
+        assert running(told["pids"]) == told["pids"]
+        psutil.Process(client.km.provisioner.pid).kill()
+        await asyncio.to_thread(gone, told)

@@ -13,7 +13,7 @@ from labkit.exercises import NotYet, exercise
 
 SAFE = """
 %%worker mine.py
-import asyncio, json, sqlite3
+import asyncio, contextlib, json, nats, sqlite3
 
 async def work(nc, js, point, stream, db):
     books = sqlite3.connect(db)
@@ -21,7 +21,8 @@ async def work(nc, js, point, stream, db):
     while True:
         try:
             msgs = await sub.fetch(1, timeout=1)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, nats.errors.Error):
+            await asyncio.sleep(0.005)
             continue
         for msg in msgs:
             order = json.loads(msg.data)
@@ -30,7 +31,8 @@ async def work(nc, js, point, stream, db):
                 if new:
                     books.execute("insert into charges values (?, ?)", (order["id"], order["amount"]))
             await point("charged", order=order["id"])
-            await msg.ack_sync(timeout=5)"""
+            with contextlib.suppress(asyncio.TimeoutError, nats.errors.Error):
+                await msg.ack_sync(timeout=5)"""
 ONE = SAFE[SAFE.index("            with books:"):SAFE.index("            await point")]
 LOOK = """\
             if not books.execute("select 1 from done where order_id = ?", (order["id"],)).fetchone():
@@ -39,6 +41,12 @@ LOOK = """\
                 await point("charged", order=order["id"])
                 with books:
                     books.execute("insert into done values (?)", (order["id"],))
+"""
+LOOK_ONE = """\
+            if not books.execute("select 1 from done where order_id = ?", (order["id"],)).fetchone():
+                with books:
+                    books.execute("insert into charges values (?, ?)", (order["id"], order["amount"]))
+                    books.execute("insert or ignore into done values (?)", (order["id"],))
 """
 CLAIM = """\
             with books:
@@ -90,21 +98,23 @@ LISTED = (AUDIT.replace(".state, set()", ".state, []").replace("ordered.add", "o
            "a claim before the charge": (SAFE.replace(ONE, CLAIM), "that the books refused once was charged 0 times; wanted: once"),
            "the sequence is the key": (SAFE.replace('(order["id"],)).rowcount', "(str(msg.metadata.sequence.stream),)).rowcount"),
                                        "that was published twice was charged 2 times; wanted: once"),
+           "looks before the transaction": (SAFE.replace(ONE, LOOK_ONE),
+                                            "that two workers had at once, past ack wait, was charged 2 times"),
            "swallows the refusal": (SAFE.replace(ONE, SWALLOW), "that the books refused once was charged 0 times"),
            "no marker": (SAFE.replace("if new:\n                    books", "books"), "was charged 2 times; wanted: once"),
-           "never acks": (SAFE.replace("            await msg.ack_sync(timeout=5)", ""), "unanswered; wanted: 0"),
+           "never acks": (SAFE.replace("await msg.ack_sync(timeout=5)", "pass"), "unanswered; wanted: 0"),
            "no point": (SAFE.replace('            await point("charged", order=order["id"])\n', ""),
                         'never got to await point("charged"'),
            "does not run": (SAFE.replace("json.loads", "jason.loads"), "NameError: name 'jason' is not defined")})
 async def safe_worker(lab, answer):
-    """Charge each order once: killed after a charge, refused by the books, published twice."""
+    """Charge each order once: killed after a charge, refused by the books, published twice, held by two workers at once."""
     from labkit import LabError, Recorder, workers
     if not isinstance(answer, str) or not (workers.folder(lab.topic) / answer).exists():
         raise NotYet(f"{answer!r} is no file of a %%worker cell; wanted: run the cell that begins with %%worker mine.py, "
                      'then pass its name, "mine.py".')
     tag = uuid.uuid4().hex[:6]
     stream, db, log, mine = f"EX_SAFE_{tag}", str(lab.scratch / f"safe-{tag}.db"), Recorder(), []
-    killed, again, refused, plain = [f"{tag}-{number}" for number in range(1, 5)]
+    killed, again, refused, plain, raced = [f"{tag}-{number}" for number in range(1, 6)]
     names = (f"{tag}-{number}" for number in range(1, 10))
 
     async def start(**kill):
@@ -161,6 +171,33 @@ async def safe_worker(lab, answer):
                 raise NotYet(f"An order {fate} was charged {counts[order]} times; wanted: once.")
         if info.num_pending + info.num_ack_pending:
             raise NotYet(f"{info.num_pending + info.num_ack_pending} messages are left unanswered; wanted: 0.")
+
+        handed_out = info.delivered.consumer_seq
+
+        async def both_have_it():
+            return (await lab.js.consumer_info(stream, "worker")).delivered.consumer_seq >= handed_out + 2
+
+        async def both_idle():  # they ask for more: each is done with what it had
+            info = await lab.js.consumer_info(stream, "worker")
+            return info.num_waiting >= sum(worker.alive for worker in mine) > 0 == info.num_pending + info.num_ack_pending
+        await start()
+        with contextlib.closing(sqlite3.connect(db, isolation_level=None)) as other:
+            other.execute("begin immediate")  # nobody else can write: both have looked before one of them charges
+            await publish(raced)
+            with contextlib.suppress(LabError, TimeoutError):
+                await lab.until(both_have_it, timeout=3)
+            await asyncio.sleep(0.7)  # no server sees a look; a safe worker may be late, and SQLite lets it wait for 5 s
+            other.execute("rollback")
+        with contextlib.suppress(LabError, TimeoutError):
+            await lab.until(both_idle, timeout=6)
+        if not any(worker.alive for worker in mine):
+            await start()
+            with contextlib.suppress(LabError, TimeoutError):
+                await lab.until(settled, timeout=6)
+        with contextlib.closing(sqlite3.connect(db)) as books:
+            count, = books.execute("select count(*) from charges where order_id = ?", (raced,)).fetchone()
+        if count != 1:
+            raise NotYet(f"An order that two workers had at once, past ack wait, was charged {count} times; wanted: once.")
     finally:
         for worker in mine:
             worker.kill()
