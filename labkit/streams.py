@@ -14,13 +14,14 @@ SHADES = ["#cfe3f1", "#d9efe5", "#fbe9d0", "#eddbe6"]  # one a worker, told apar
 
 
 @styled
-def gantt(log, title, alt, notes=(), order=()):
+def gantt(log, title, alt, notes=(), order=(), marks=()):
     """Each delivery as a bar, from the moment a worker got the message to the moment it was out of its hands.
 
     log: a Recorder with "delivered" events (fields msg and worker) and, for each, one that ends it: "acked", "nak",
          "term" or "expired" (same msg and worker). "in progress" marks a heartbeat in between. A bar without an end
          reaches to the right edge and fades. Two workers that hold one message at the same time share its row.
     notes: (seconds, msg, text) written beside a bar; order: messages from top to bottom (default: as first delivered).
+    marks: (seconds since the first delivery, text), drawn as a dashed line with the text above it.
     """
     given = log.all("delivered")
     rows = {msg: row for row, msg in enumerate(dict.fromkeys([*order, *(e["msg"] for e in given)]))}
@@ -52,6 +53,10 @@ def gantt(log, title, alt, notes=(), order=()):
             ax.plot(x["at"] - start, row, shape, color=colour, ms=size, mew=2 if shape == "|" else 1)
     for at, msg, text in notes:
         ax.annotate(text, (at - start, rows[msg]), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+    for at, text in marks:
+        ax.axvline(at, color=INK, lw=1, ls="--")
+        ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", ha="center",
+                    fontsize=9, color=INK)
     ax.set_yticks(range(len(rows)), [f"message {msg}" if isinstance(msg, int) else msg for msg in rows])
     ax.set_xlim(0, width)
     ax.set_ylim(len(rows) - .4, -.6)

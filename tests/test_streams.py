@@ -39,7 +39,7 @@ def deliveries():
 
 
 @pytest.mark.parametrize("draw", [
-    lambda: streams.gantt(deliveries(), "t", "a", notes=[(1.4, 2, "ack wait ran out")]),
+    lambda: streams.gantt(deliveries(), "t", "a", notes=[(1.4, 2, "ran out")], marks=[(1.4, "ack wait over")]),
     lambda: streams.gantt(Recorder(), "t", "a"),
     lambda: streams.stream_log({3: "a", 4: "b"}, {"all": (4, 3), "idle": (0, 0)}, "t", "a"),
     lambda: streams.stream_log({}, {}, "t", "a"),
