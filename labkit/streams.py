@@ -137,10 +137,10 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
     kind of event in `marks`.
 
     log: a Recorder with "depth" events (see sampling) and events to mark, with a field `stream`. A field `text` is
-         written beside its mark, where that is not the text of the mark before.
+         written above its mark, where that is not the text of the mark before; "removed" says how many, if several.
     """
     looks = {**OUTCOME, **ENDING, "removed": (INK, "x"), "killed": OUTCOME["lost"]}
-    figure, _ = canvas(8, .7 + 1.5 * len(names))
+    figure, _ = canvas(8, .7 + 1.7 * len(names))
     figure.clear()
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for ax, name in zip(axes, names):
@@ -149,13 +149,16 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
         top = max([e["messages"] for e in seen] + [1])
         for row, event in enumerate(marks):
             colour, shape = looks[event]
-            found, height = log.all(event, stream=name), top * (1.25 + .27 * (len(marks) - 1 - row))
+            found, height = log.all(event, stream=name), top * (1.25 + .36 * (len(marks) - 1 - row))
             ax.plot([e["at"] for e in found], [height] * len(found), shape, color=colour, ms=5.5)
             for before, e in zip([{}, *found], found):
-                if e.get("text") != before.get("text"):
-                    ax.annotate(e["text"], (e["at"], height), xytext=(5, 0), textcoords="offset points", va="center",
+                words = e["text"] if e.get("text") != before.get("text") else ""
+                if event == "removed" and e.get("messages", 1) > 1:
+                    words = f"×{e['messages']}"
+                if words:  # above its mark: the next mark may stand close behind it
+                    ax.annotate(words, (e["at"], height), xytext=(0, 4.5), textcoords="offset points", ha="center",
                                 fontsize=8, color=INK)
-        ax.set_ylim(0, top * (1.15 + .27 * len(marks)))
+        ax.set_ylim(0, top * (1.2 + .36 * len(marks)))
         ax.set_yticks([*range(0, top + 1, max(1, top // 4))])
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         ax.grid(axis="y", color=GRID)
