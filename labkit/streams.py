@@ -55,8 +55,8 @@ def gantt(log, title, alt, notes=(), order=(), marks=()):
         ax.annotate(text, (at - start, rows[msg]), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     for at, text in marks:
         ax.axvline(at, color=INK, lw=1, ls="--")
-        ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", ha="center",
-                    fontsize=9, color=INK)
+        ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                    ha="center", fontsize=9, color=INK)
     ax.set_yticks(range(len(rows)), [f"message {msg}" if isinstance(msg, int) else msg for msg in rows])
     ax.set_xlim(0, width)
     ax.set_ylim(len(rows) - .4, -.6)

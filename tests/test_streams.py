@@ -40,7 +40,8 @@ def deliveries():
 
 def depths():
     log = Recorder()
-    for event, fields in [("depth", {"messages": 3}), ("acked", {"text": "mail"}), ("removed", {"messages": 3}), ("depth", {"messages": 0})]:
+    for event, fields in [("depth", {"messages": 3}), ("acked", {"text": "mail"}),
+                          ("removed", {"messages": 3}), ("depth", {"messages": 0})]:
         log(event, stream="A", **fields)["at"] = len(log.events)
     return log
 

@@ -1,4 +1,4 @@
-"""Exercises of lesson 05: the right answer for each exception, a heartbeat that ends with its work, ack wait and batch."""
+"""Exercises of lesson 05: the right answer for each exception, a heartbeat, ack wait and batch."""
 import asyncio
 import contextlib
 import inspect
@@ -163,14 +163,14 @@ async def keep_it(lab, answer):
 
 
 @exercise(
-    hints=["Ack wait runs for a whole batch from its delivery: the last message of the batch has waited for all the others.",
-           "Two bounds on ack wait: longer than batch × 0.3 s, with room to spare; shorter than the 2 s of the dead worker.",
+    hints=["Ack wait runs for a whole batch from its delivery: its last message has waited for all the others.",
+           "Two bounds on ack wait: longer than batch × 0.3 s, with room to spare, and shorter than 2 s.",
            "Three or four messages at a time, and an ack wait of about 1.5 s."],
     solution="settings = {'ack_wait': 1.5, 'batch': 3}\nanswer = settings",
     wrong={"default ack wait": ("answer = {'ack_wait': 30, 'batch': 3}", "2 s after they were taken, 0 of 3"),
            "ack wait for a long batch": ("answer = {'ack_wait': 4, 'batch': 10}", "2 s after they were taken, 0 of 10"),
-           "a long batch": ("answer = {'ack_wait': 1.5, 'batch': 10}", "went to a second worker while the first still had it"),
-           "ack wait of one message": ("answer = {'ack_wait': 0.4, 'batch': 3}", "went to a second worker while the first still had it"),
+           "a long batch": ("answer = {'ack_wait': 1.5, 'batch': 10}", "the work on the batch takes 3.0 s"),
+           "ack wait of one message": ("answer = {'ack_wait': 0.4, 'batch': 3}", "the work on the batch takes 0.9 s"),
            "one at a time": ("answer = {'ack_wait': 1.5, 'batch': 1}", "batch is 1; wanted: a whole number, at least 3"),
            "in milliseconds": ("answer = {'ack_wait': 1500, 'batch': 3}", "ack_wait is 1500 s")})
 async def nobody_shares(lab, answer):
@@ -181,7 +181,7 @@ async def nobody_shares(lab, answer):
     if not isinstance(batch, int) or batch < 3:
         raise NotYet(f"batch is {batch!r}; wanted: a whole number, at least 3, since each fetch costs a round trip.")
     if not isinstance(ack_wait, (int, float)) or not 0 < ack_wait <= 100:
-        raise NotYet(f"ack_wait is {ack_wait!r} s; wanted: a number of seconds, and a dead worker's messages back after 2.")
+        raise NotYet(f"ack_wait is {ack_wait!r} s; wanted: seconds, and a dead worker's messages back after 2.")
     batch = min(batch, 20)  # more are not needed to see either mistake
     try:
         sub = await _stream(lab, "EX_SHARE", [str(number) for number in range(1, batch + 1)], ack_wait=ack_wait)
@@ -194,8 +194,8 @@ async def nobody_shares(lab, answer):
                 back[msg.metadata.sequence.stream] = msg
                 await msg.ack()
         if len(back) < batch:
-            raise NotYet(f"A worker died; 2 s after they were taken, {len(back)} of {batch} messages were with another one. "
-                         f"Your ack wait is {ack_wait:g} s; wanted: all back within 2 s.")
+            raise NotYet(f"A worker died; 2 s after they were taken, {len(back)} of {batch} messages were with "
+                         f"another one. Your ack wait is {ack_wait:g} s; wanted: all back within 2 s.")
 
         sub = await _stream(lab, "EX_SHARE", [str(number) for number in range(1, batch + 1)], ack_wait=ack_wait)
         taken, since = await _take(sub, batch)
@@ -203,9 +203,9 @@ async def nobody_shares(lab, answer):
             done = time.monotonic() + 0.3  # the work on one message; meanwhile a free worker asks
             while (left := done - time.monotonic()) > 0.01:
                 for copy in await _fetch(sub, left):
-                    raise NotYet(f"Message {copy.data.decode()} of {batch} went to a second worker while the first still had it, "
-                                 f"{time.monotonic() - since:.1f} s after the batch was delivered. Ack wait is {ack_wait:g} s, the "
-                                 f"work on the batch takes {batch * 0.3:.1f} s; wanted: an ack wait that outlasts the batch.")
+                    raise NotYet(f"Message {copy.data.decode()} of {batch} went to a second worker while the first still had "
+                                 f"it, {time.monotonic() - since:.1f} s after its delivery. Ack wait is {ack_wait:g} s, and "
+                                 f"the work on the batch takes {batch * 0.3:.1f} s; wanted: an ack wait that outlasts it.")
             await msg.ack()
     finally:
         with contextlib.suppress(NotFoundError):
