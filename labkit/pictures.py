@@ -71,7 +71,8 @@ def timeline(log, lanes, title, alt, marks=(), sender=None):
     """Who sent what when, and what became of it.
 
     log: a Recorder; its events "published", "delivered", "acked", "redelivered", "lost", "duplicate" carry the fields
-         lane (one of `lanes`) and msg (any label). A "lost" event is drawn below the lane in which it was sent.
+         lane (one of `lanes`) and msg (any label). A "lost" event is drawn below the lane in which it was sent;
+         with answer=True it is the lost answer to msg, and hangs above the lane that answered.
     lanes: names, from top to bottom; sender: the lane that publishes (default: the first).
     marks: (seconds, text) pairs, drawn as dashed lines.
     """
@@ -84,12 +85,14 @@ def timeline(log, lanes, title, alt, marks=(), sender=None):
         ax.axhline(row[lane], color=GRID, lw=6, zorder=0)
     for e in shown:
         colour, shape = OUTCOME[e["event"]]
-        y = row[e["lane"]] - (.5 if e["event"] == "lost" else 0)
+        y = row[e["lane"]] + (0 if e["event"] != "lost" else .5 if e.get("answer") else -.5)
         if e["event"] == "published":
             ax.annotate(str(e["msg"]), (e["at"], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8,
                         color=MUTED)
         elif e["event"] == "lost":
-            ax.plot([sent.get(e["msg"], e["at"]), e["at"]], [row[sender], y], color=colour, lw=1, ls=":", zorder=1)
+            came = [o["at"] for o in shown if e.get("answer") and o["msg"] == e["msg"] and o["lane"] == e["lane"]]
+            begin = (came[0], row[e["lane"]]) if came else (sent.get(e["msg"], e["at"]), row[sender])
+            ax.plot([begin[0], e["at"]], [begin[1], y], color=colour, lw=1, ls=":", zorder=1)
         elif e["msg"] in sent and e["lane"] != sender:
             ax.annotate("", (e["at"], y), (sent[e["msg"]], row[sender]), zorder=1,
                         arrowprops={"arrowstyle": "-|>", "color": MUTED, "lw": .9, "shrinkA": 4, "shrinkB": 4})

@@ -14,13 +14,14 @@ SHADES = ["#cfe3f1", "#d9efe5", "#fbe9d0", "#eddbe6"]  # one a worker, told apar
 
 
 @styled
-def gantt(log, title, alt, notes=(), order=()):
+def gantt(log, title, alt, notes=(), order=(), marks=()):
     """Each delivery as a bar, from the moment a worker got the message to the moment it was out of its hands.
 
     log: a Recorder with "delivered" events (fields msg and worker) and, for each, one that ends it: "acked", "nak",
          "term" or "expired" (same msg and worker). "in progress" marks a heartbeat in between. A bar without an end
          reaches to the right edge and fades. Two workers that hold one message at the same time share its row.
     notes: (seconds, msg, text) written beside a bar; order: messages from top to bottom (default: as first delivered).
+    marks: (seconds since the first delivery, text), drawn as a dashed line with the text above it.
     """
     given = log.all("delivered")
     rows = {msg: row for row, msg in enumerate(dict.fromkeys([*order, *(e["msg"] for e in given)]))}
@@ -52,6 +53,10 @@ def gantt(log, title, alt, notes=(), order=()):
             ax.plot(x["at"] - start, row, shape, color=colour, ms=size, mew=2 if shape == "|" else 1)
     for at, msg, text in notes:
         ax.annotate(text, (at - start, rows[msg]), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+    for at, text in marks:
+        ax.axvline(at, color=INK, lw=1, ls="--")
+        ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                    ha="center", fontsize=9, color=INK)
     ax.set_yticks(range(len(rows)), [f"message {msg}" if isinstance(msg, int) else msg for msg in rows])
     ax.set_xlim(0, width)
     ax.set_ylim(len(rows) - .4, -.6)
@@ -132,10 +137,10 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
     kind of event in `marks`.
 
     log: a Recorder with "depth" events (see sampling) and events to mark, with a field `stream`. A field `text` is
-         written beside its mark, where that is not the text of the mark before.
+         written above its mark, where that is not the text of the mark before; "removed" says how many, if several.
     """
     looks = {**OUTCOME, **ENDING, "removed": (INK, "x"), "killed": OUTCOME["lost"]}
-    figure, _ = canvas(8, .7 + 1.5 * len(names))
+    figure, _ = canvas(8, .7 + 1.7 * len(names))
     figure.clear()
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for ax, name in zip(axes, names):
@@ -144,13 +149,16 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
         top = max([e["messages"] for e in seen] + [1])
         for row, event in enumerate(marks):
             colour, shape = looks[event]
-            found, height = log.all(event, stream=name), top * (1.25 + .27 * (len(marks) - 1 - row))
+            found, height = log.all(event, stream=name), top * (1.25 + .36 * (len(marks) - 1 - row))
             ax.plot([e["at"] for e in found], [height] * len(found), shape, color=colour, ms=5.5)
             for before, e in zip([{}, *found], found):
-                if e.get("text") != before.get("text"):
-                    ax.annotate(e["text"], (e["at"], height), xytext=(5, 0), textcoords="offset points", va="center",
+                words = e["text"] if e.get("text") != before.get("text") else ""
+                if event == "removed" and e.get("messages", 1) > 1:
+                    words = f"×{e['messages']}"
+                if words:  # above its mark: the next mark may stand close behind it
+                    ax.annotate(words, (e["at"], height), xytext=(0, 4.5), textcoords="offset points", ha="center",
                                 fontsize=8, color=INK)
-        ax.set_ylim(0, top * (1.15 + .27 * len(marks)))
+        ax.set_ylim(0, top * (1.2 + .36 * len(marks)))
         ax.set_yticks([*range(0, top + 1, max(1, top // 4))])
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
         ax.grid(axis="y", color=GRID)

@@ -41,6 +41,15 @@ def test_the_same_record_draws_the_same_picture(log):
     assert len({pictures.timeline(log, LANES, "t", "a").png for _ in range(2)}) == 1
 
 
+def test_a_lost_answer_is_drawn_on_its_way_back():
+    def drawn(**answer):
+        log = Recorder()
+        for event, lane, fields in [("published", "publisher", {}), ("acked", "stream", {}), ("lost", "stream", answer)]:
+            log(event, lane=lane, msg=1, **fields)["at"] = len(log.events)
+        return pictures.timeline(log, ["publisher", "stream"], "t", "a").png
+    assert drawn(answer=True) != drawn()
+
+
 def test_drawing_leaves_the_learners_own_settings_alone(log):
     before = dict(matplotlib.rcParams)
     pictures.timeline(log, LANES, "t", "a")

@@ -38,8 +38,17 @@ def deliveries():
     return log
 
 
+def depths():
+    log = Recorder()
+    for event, fields in [("depth", {"messages": 3}), ("acked", {"text": "mail"}),
+                          ("removed", {"messages": 3}), ("depth", {"messages": 0})]:
+        log(event, stream="A", **fields)["at"] = len(log.events)
+    return log
+
+
 @pytest.mark.parametrize("draw", [
-    lambda: streams.gantt(deliveries(), "t", "a", notes=[(1.4, 2, "ack wait ran out")]),
+    lambda: streams.depths(depths(), ["A"], "t", "a"),
+    lambda: streams.gantt(deliveries(), "t", "a", notes=[(1.4, 2, "ran out")], marks=[(1.4, "ack wait over")]),
     lambda: streams.gantt(Recorder(), "t", "a"),
     lambda: streams.stream_log({3: "a", 4: "b"}, {"all": (4, 3), "idle": (0, 0)}, "t", "a"),
     lambda: streams.stream_log({}, {}, "t", "a"),

@@ -1,4 +1,4 @@
-"""Exercises of lesson 05: the right answer for each exception, a heartbeat that ends with its work."""
+"""Exercises of lesson 05: the right answer for each exception, a heartbeat, ack wait and batch."""
 import asyncio
 import contextlib
 import inspect
@@ -162,6 +162,56 @@ async def keep_it(lab, answer):
         await lab.js.delete_stream("EX_KEEP")
 
 
+@exercise(
+    hints=["Ack wait runs for a whole batch from its delivery: its last message has waited for all the others.",
+           "Two bounds on ack wait: longer than batch × 0.3 s, with room to spare, and shorter than 2 s.",
+           "Three or four messages at a time, and an ack wait of about 1.5 s."],
+    solution="settings = {'ack_wait': 1.5, 'batch': 3}\nanswer = settings",
+    wrong={"default ack wait": ("answer = {'ack_wait': 30, 'batch': 3}", "2 s after they were taken, 0 of 3"),
+           "ack wait for a long batch": ("answer = {'ack_wait': 4, 'batch': 10}", "2 s after they were taken, 0 of 10"),
+           "a long batch": ("answer = {'ack_wait': 1.5, 'batch': 10}", "the work on the batch takes 3.0 s"),
+           "ack wait of one message": ("answer = {'ack_wait': 0.4, 'batch': 3}", "the work on the batch takes 0.9 s"),
+           "one at a time": ("answer = {'ack_wait': 1.5, 'batch': 1}", "batch is 1; wanted: a whole number, at least 3"),
+           "in milliseconds": ("answer = {'ack_wait': 1500, 'batch': 3}", "ack_wait is 1500 s")})
+async def nobody_shares(lab, answer):
+    """Choose ack_wait and batch for 0.3 s of work: no message at two workers, a dead worker's back within 2 s."""
+    if not isinstance(answer, dict) or set(answer) != {"ack_wait", "batch"}:
+        raise NotYet(f"Your answer is {answer!r}; wanted: a dict with the keys ack_wait and batch.")
+    ack_wait, batch = answer["ack_wait"], answer["batch"]
+    if not isinstance(batch, int) or batch < 3:
+        raise NotYet(f"batch is {batch!r}; wanted: a whole number, at least 3, since each fetch costs a round trip.")
+    if not isinstance(ack_wait, (int, float)) or not 0 < ack_wait <= 100:
+        raise NotYet(f"ack_wait is {ack_wait!r} s; wanted: seconds, and a dead worker's messages back after 2.")
+    batch = min(batch, 20)  # more are not needed to see either mistake
+    try:
+        sub = await _stream(lab, "EX_SHARE", [str(number) for number in range(1, batch + 1)], ack_wait=ack_wait)
+        dying = await lab.connect(name="dying")
+        taken, since = await _take(await dying.jetstream().pull_subscribe_bind("worker", "EX_SHARE"), batch)
+        await dying.close()  # no goodbye, no answer
+        back = {}
+        while len(back) < batch and time.monotonic() < since + 2:
+            for msg in await _fetch(sub, 0.1):
+                back[msg.metadata.sequence.stream] = msg
+                await msg.ack()
+        if len(back) < batch:
+            raise NotYet(f"A worker died; 2 s after they were taken, {len(back)} of {batch} messages were with "
+                         f"another one. Your ack wait is {ack_wait:g} s; wanted: all back within 2 s.")
+
+        sub = await _stream(lab, "EX_SHARE", [str(number) for number in range(1, batch + 1)], ack_wait=ack_wait)
+        taken, since = await _take(sub, batch)
+        for msg in taken:
+            done = time.monotonic() + 0.3  # the work on one message; meanwhile a free worker asks
+            while (left := done - time.monotonic()) > 0.01:
+                for copy in await _fetch(sub, left):
+                    raise NotYet(f"Message {copy.data.decode()} of {batch} went to a second worker while the first still had "
+                                 f"it, {time.monotonic() - since:.1f} s after its delivery. Ack wait is {ack_wait:g} s, and "
+                                 f"the work on the batch takes {batch * 0.3:.1f} s; wanted: an ack wait that outlasts it.")
+            await msg.ack()
+    finally:
+        with contextlib.suppress(NotFoundError):
+            await lab.js.delete_stream("EX_SHARE")
+
+
 def _wants_function(answer, arguments):
     if not inspect.iscoroutinefunction(answer):
         raise NotYet(f"{answer!r} is no coroutine function; wanted: async def …({arguments}).")
@@ -190,6 +240,15 @@ async def _fetch(sub, timeout):
         return await sub.fetch(1, timeout=timeout)
     except TimeoutError:
         return []
+
+
+async def _take(sub, batch):
+    """All messages of a batch, and when the first of them came (time.monotonic)."""
+    taken, since = [], None
+    while len(taken) < batch:
+        taken += await sub.fetch(batch - len(taken), timeout=5)
+        since = since or time.monotonic()
+    return taken, since
 
 
 async def _both(sub):
