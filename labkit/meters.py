@@ -1,8 +1,15 @@
-"""Pictures of what meters say over time: numbers as lines, states as bars."""
+"""What meters say: CPU time of processes; over time, numbers as lines and states as bars."""
 from labkit.pictures import DASHES, GRID, INK, OUTCOME, SERIES, Picture, canvas, styled
 
 STATE = {"ok": (OUTCOME["acked"][0], ""), "no answer": ("#ffffff", "..")}  # any other word is one that worries
 WORRY = (OUTCOME["lost"][0], "//")
+
+
+def cpu_seconds(processes):
+    """CPU seconds (float) that these psutil processes have used so far; nan if one of them is None, as that of a server in
+    a container is, or if there are none."""
+    processes = list(processes)
+    return sum(sum(p.cpu_times()[:2]) for p in processes) if processes and all(processes) else float("nan")
 
 
 @styled

@@ -6,11 +6,18 @@ from labkit.pictures import DASHES, GRID, INK, MUTED, SERIES, Picture, canvas, s
 
 HATCHES = ["", "///", "...", "xx"]
 BAND = "#fbe9d0"
-SHAPES = ["o", "s", "^", "D", "v", "P", "X", "*"]
+SHAPES = ["o", "s", "^", "D", "v", "P", "X"]
+COLOURS = [*SERIES, INK]
 
 
 def _look(index):
-    return SERIES[index % len(SERIES)], SHAPES[index % len(SHAPES)], DASHES[index // len(SERIES) % len(DASHES)]
+    return COLOURS[index % len(COLOURS)], SHAPES[index % len(SHAPES)], DASHES[index % len(DASHES)]
+
+
+def _groups(frame, by, names):
+    """(index, name, rows) of each name that has rows; the index, and so the look, is the one in `names`."""
+    groups = dict(list(frame.groupby(by)))
+    return [(index, name, groups[name]) for index, name in enumerate(names or groups) if name in groups]
 
 
 def _plain(value, _=None):
@@ -18,20 +25,23 @@ def _plain(value, _=None):
 
 
 @styled
-def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=None, rings=None):
+def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=None, rings=None, names=None):
     """Each trial a dot at (x, y), one colour and shape for each value of the column `by`; lines through the medians.
 
     frame: a DataFrame as sweep() returns it; log: which axes are logarithmic; line: (y, text) of a limit drawn across;
-    rings: {value of `by`: x} of medians to draw a ring around, such as a knee.
+    rings: {value of `by`: x} of medians to draw a ring around, and call a knee; names: values of `by` in the order of
+    their looks and of the legend (default: sorted). The same names in two pictures give a thing one colour in both.
     """
     figure, ax = canvas(8, 3.9)
-    for index, (name, group) in enumerate(frame.dropna(subset=[y]).groupby(by, sort=False)):
-        colour, shape, dash = _look(index)
+    for index, name, group in _groups(frame.dropna(subset=[y]), by, names):
+        colour, shape, _ = _look(index)
         ax.plot(group[x], group[y], shape, color=colour, ms=4, alpha=.45, mew=0)
         middle = group.groupby(x)[y].median()
-        ax.plot(middle.index, middle, marker=shape, ls=dash, color=colour, ms=6, lw=1.6, label=str(name))
+        ax.plot(middle.index, middle, marker=shape, color=colour, ms=6, lw=1.6, label=str(name))
         if at := (rings or {}).get(name):
             ax.plot(at, middle[at], "o", ms=14, mfc="none", mec=INK, mew=1.4)
+    if rings:
+        ax.plot([], [], "o", ms=10, mfc="none", mec=INK, mew=1.4, label="knee")
     _dress(ax, log)
     if "x" in log:
         ax.set_xticks(sorted(frame[x].unique()), minor=False)
@@ -43,7 +53,7 @@ def trials(frame, x, y, by, title, alt, xlabel="", ylabel="", log="xy", line=Non
     ax.set_xlabel(xlabel or x)
     ax.set_ylabel(ylabel or y)
     ax.set_title(title)
-    figure.legend(loc="outside lower center", ncol=4, fontsize=9)
+    figure.legend(loc="outside lower center", ncol=5, fontsize=9)
     return Picture(figure, alt)
 
 
@@ -91,20 +101,20 @@ def _nines(share):
 
 
 @styled
-def quantiles(frame, columns, by, title, alt, xlabel, limit=None):
-    """What share of all answers had come after so long (an ECDF, drawn from each trial's quantiles, on an axis of nines): the line is the
-    median of the trials, the shade reaches from the least to the most.
+def quantiles(frame, columns, by, title, alt, xlabel, limit=None, names=None, shaded=None):
+    """What share of all answers had come after so long (an ECDF, drawn from each trial's quantiles, on an axis of nines):
+    the line is the median of the trials, the shade reaches from the least to the most.
 
-    columns: {column of the frame: quantile between 0 and 1}; limit: (value, text), drawn as a line.
+    columns: {column of the frame: quantile between 0 and 1}; limit: (value, text), drawn as a line; names: as for trials();
+    shaded: those of them that get a shade (default: all).
     """
     figure, ax = canvas(8, 4)
-    middle = list(columns)[len(columns) // 2]
-    groups = sorted(frame.dropna(subset=list(columns)).groupby(by), key=lambda item: item[1][middle].median())
-    for index, (name, group) in enumerate(groups):
-        colour, _, dash = _look(index)
-        values, shares = group[list(columns)], [_nines(share) for share in columns.values()]
-        ax.fill_betweenx(shares, values.min(), values.max(), color=colour, alpha=.18, lw=0)
-        ax.plot(values.median(), shares, color=colour, ls=DASHES[index % len(DASHES)] if dash == "-" else dash, lw=1.8, label=str(name))
+    shares = [_nines(share) for share in columns.values()]
+    for index, name, group in _groups(frame.dropna(subset=list(columns)), by, names):
+        (colour, _, dash), values = _look(index), group[list(columns)]
+        if shaded is None or name in shaded:
+            ax.fill_betweenx(shares, values.min(), values.max(), color=colour, alpha=.18, lw=0)
+        ax.plot(values.median(), shares, color=colour, ls=dash, lw=1.8, label=str(name))
     _dress(ax, "x")
     if limit:
         ax.axvline(limit[0], color=INK, lw=1, ls=":")

@@ -28,12 +28,12 @@ async def sweep(fn, grid, repeats=5, seed=1, warmup=1, path=None, about=None):
     grid: {parameter: list of values} (all combinations), or a list of dicts, one a point.
     warmup: so many trials are run before the first one that counts, and thrown away.
     path: CSV file that gets each row as soon as it is known. If it exists, its rows are kept and only what is missing is
-    run; so an interrupted sweep goes on where it stopped. about: facts for `attrs`, such as versions, and whatever else
-    makes rows comparable; a file is gone on with only if they are the same.
+    run; so an interrupted sweep goes on where it stopped (None or "": no file). about: facts for `attrs`, such as versions,
+    and whatever else makes rows comparable; a file is gone on with only if they, and the machine, are the same.
 
     Returns a DataFrame, one row a trial, in the order of `trial`: the point's parameters, repeat, the values, seconds (of
     the call) and error (empty, or what a failed trial raised; its values are missing). `attrs["environment"]` holds about,
-    the machine, and the arguments. Raises LabError if the file belongs to another sweep, or to other facts.
+    the machine, and the arguments. Raises LabError if the file belongs to another sweep, other facts or another machine.
     """
     points = [dict(point) for point in grid] if isinstance(grid, list) else \
         [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
@@ -79,10 +79,10 @@ class _Table:
 
     def _go_on(self):
         known = json.loads(self._side().read_text()) if self._side().exists() else {}
-        other = [f"{key} {then!r}, now {now!r}" for part in ("plan", "about") for key, now in self.head[part].items()
+        other = [f"{key} {then!r}, now {now!r}" for part in self.head for key, now in self.head[part].items()
                  if (then := known.get(part, {}).get(key)) != now]
         if other:
-            raise LabError(f"{self.path} belongs to another sweep: {self._side().name} beside it names {'; '.join(other)[:400]}. "
+            raise LabError(f"{self.path} belongs to another sweep or machine: {self._side().name} beside it names {'; '.join(other)[:400]}. "
                            "Delete both to begin anew, or give another path.")
         self.head = known
         with open(self.path, newline="", encoding="utf-8") as file:
@@ -117,7 +117,8 @@ class _Table:
 def machine():
     """What a reader wants to know of the machine that measured: system, processor, cores, memory (GiB), Python, pandas."""
     return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count(),
-            "memory (GiB)": round(psutil.virtual_memory().total / 2**30), "python": platform.python_version(), "pandas": importlib.metadata.version("pandas")}
+            "memory (GiB)": round(psutil.virtual_memory().total / 2**30), "python": platform.python_version(),
+            "pandas": importlib.metadata.version("pandas")}
 
 
 def _processor():

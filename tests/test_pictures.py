@@ -1,8 +1,9 @@
 """The recorder, and the pictures drawn from it."""
 import matplotlib
+import pandas as pd
 import pytest
 
-from labkit import Recorder, ideas, lives, pictures
+from labkit import Recorder, ideas, lives, pictures, plots
 
 
 @pytest.fixture
@@ -80,3 +81,63 @@ def test_lives_of_workers_in_lanes():
     drawn = lives.lives(log, ["here"], "t", "a", curves={"ordered": "ordered", "done": "here"})
     assert drawn.png == lives.lives(log, ["here"], "t", "a", curves={"ordered": "ordered", "done": "here"}).png
     assert lives.looks_of(log, ["here"], many=False).keys() == {"here", "killed at here"}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that plots drew, instead of their PNGs."""
+    figures = []
+    monkeypatch.setattr(plots, "Picture", lambda figure, alt: figures.append(figure))
+    return figures
+
+
+def looks(figure):
+    """{name in the legend: colour}, in its order."""
+    legend = figure.legends[0]
+    return {text.get_text(): handle.get_color() for text, handle in zip(legend.get_texts(), legend.legend_handles)}
+
+
+NAMES = ["first", "second", "third"]
+ROWS = pd.DataFrame({"who": ["third", "first", "second"] * 2, "n": [1, 1, 1, 10, 10, 10], "ms": [1., 2, 3, 4, 5, 6]})
+
+
+def test_a_thing_has_one_colour_whatever_order_its_trials_came_in_and_whoever_is_missing(drawn):
+    few = ROWS[ROWS["who"] != "first"]
+    for rows in (ROWS, ROWS[::-1], few):
+        plots.trials(rows, "n", "ms", "who", "t", "a", names=NAMES)
+        plots.quantiles(rows, {"ms": .5, "n": .99}, "who", "t", "a", "ms", names=NAMES)
+    whole, *_ = found = [looks(figure) for figure in drawn]
+    assert list(whole) == NAMES and len(set(whole.values())) == 3
+    assert found == [whole] * 4 + [{name: whole[name] for name in NAMES[1:]}] * 2
+
+
+def test_seven_things_have_seven_colours():
+    assert len({plots._look(index)[0] for index in range(7)}) == 7
+
+
+def test_a_ring_stands_at_a_median_and_the_legend_says_what_it_is(drawn):
+    plots.trials(ROWS, "n", "ms", "who", "t", "a", rings={"second": 10})
+    plots.trials(ROWS, "n", "ms", "who", "t", "a", rings={})
+    ringed, plain = drawn
+    assert list(looks(ringed)) == [*NAMES, "knee"] and list(looks(plain)) == NAMES
+    rings = [tuple(line.get_xydata()[0]) for line in ringed.axes[0].lines if line.get_markersize() == 14]
+    assert rings == [(10, 6)]
+
+
+def test_quantiles_shade_only_whom_they_are_told_to(drawn):
+    for shaded in (None, ["first"]):
+        plots.quantiles(ROWS, {"ms": .5, "n": .99}, "who", "t", "a", "ms", shaded=shaded)
+    assert [len(figure.axes[0].collections) for figure in drawn] == [3, 1]
+
+
+def test_strips_draw_every_trial_and_print_the_median(drawn):
+    plots.strips({"quick": [1, 2, 3], "slow": [10, 2000, 3000]}, "t", "a", "ms", limit=(5, "five"), band=(4, 9, "band"))
+    ax, = drawn[0].axes
+    assert [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"] == [3, 3]
+    assert {"2", "2,000", "five", "band"} <= {text.get_text() for text in ax.texts}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["quick", "slow"]
+
+
+def test_samples_come_in_the_order_of_names_without_what_is_missing():
+    rows = pd.DataFrame({"who": ["b", "a", "b"], "ms": [1, 2, None]})
+    assert plots.samples(rows, "ms", "who", ["a", "b"]) == {"a": [2], "b": [1]}

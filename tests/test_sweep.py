@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from labkit import LabError
-from labkit.sweep import sweep
+from labkit.sweep import machine, sweep
 
 GRID = {"size": [1, 2, 3], "kind": ["a", "b"]}
 
@@ -84,7 +84,7 @@ async def test_killed_and_resumed_as_well(tmp_path):
 
 async def test_a_file_of_another_sweep_is_refused(tmp_path):
     await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
-    with pytest.raises(LabError, match="belongs to another sweep.*names repeats 1, now 2. Delete both"):
+    with pytest.raises(LabError, match="belongs to another sweep or machine.*names repeats 1, now 2. Delete both"):
         await sweep(measure([]), GRID, repeats=2, path=tmp_path / "a.csv")
 
 
@@ -92,6 +92,15 @@ async def test_rows_of_other_requests_are_not_gone_on_with(tmp_path):
     await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv", about={"requests": 60, "server": "2.15.1"})
     with pytest.raises(LabError, match="names requests 60, now 1000. Delete both"):
         await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv", about={"requests": 1000, "server": "2.15.1"})
+
+
+async def test_rows_of_another_machine_or_python_are_not_gone_on_with(tmp_path, monkeypatch):
+    await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
+    here = machine()
+    for part, value in (("python", "2.7.18"), ("processor", "Z80"), ("cores", 77)):
+        monkeypatch.setattr("labkit.sweep.machine", lambda: {**here, part: value})
+        with pytest.raises(LabError, match=f"names {part} {here[part]!r}, now {value!r}. Delete both"):
+            await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
 
 
 async def test_a_value_that_is_not_known_stays_a_number(tmp_path):

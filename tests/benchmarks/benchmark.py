@@ -2,8 +2,8 @@
 
 Boot of the cluster, Lab.open and imports always; with --lessons the wall time of each notebook in a kernel of its own, with
 --suite that of the whole test suite.
-Prints a table: median [least – most] in seconds, and the ratio of medians to the floor. Nothing is asserted: machines
-are noisy. Works on an embedded cluster of its own, on other ports than the lab's.
+Prints a table: median [least – most] in seconds, number of runs, and the ratio of medians to the floor. Slow ones get
+fewer runs. Nothing is asserted: machines are noisy. Works on an embedded cluster of its own, on other ports than the lab's.
 """
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ import nats
 import nbformat
 from nbclient import NotebookClient
 
-from labkit import Lab, nodes, notebook, private
+from labkit import Lab, LabError, nodes, notebook, private
 from labkit import cluster as clusters
 
 
@@ -50,6 +50,8 @@ async def one_server(runs):
         server = subprocess.Popen([nodes.server_binary(), "-a", "127.0.0.1", "-p", str(nodes.first_port())],
                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while nodes.is_free(nodes.first_port()):
+            if server.poll() is not None:
+                raise LabError(f"The server ended with code {server.returncode} and never took a connection.")
             await asyncio.sleep(0.001)
         took.append(seconds(start))
         server.kill()
@@ -112,7 +114,8 @@ def suite():
 
 def row(name, values, floor=None):
     ratio = f"{statistics.median(values) / statistics.median(floor):6.1f}×" if floor else ""
-    print(f"{name:42} {statistics.median(values):7.3f} [{min(values):.3f} – {max(values):.3f}]  {ratio}")
+    spread = f"[{min(values):.3f} – {max(values):.3f}]"
+    print(f"{name:42} {statistics.median(values):7.3f} {spread:20} {len(values):4} {ratio}")
 
 
 def main(runs, with_lessons, with_suite):
@@ -125,7 +128,7 @@ def main(runs, with_lessons, with_suite):
         clusters.end_embedded()
         books = lessons(max(2, runs // 10)) if with_lessons else {}
     bare, with_nats, with_lab = (imports(module, max(3, runs // 4)) for module in ("sys", "nats", "labkit"))
-    print(f"median [least – most] of {runs} runs, seconds; ratio to the row with which each group begins\n")
+    print("median [least – most] in seconds, runs, ratio to the row with which each group begins\n")
     row("one plain server answers", floor)
     row("three nodes ready", ready, floor)
     row("… and an R3 stream created", stream, floor)
