@@ -11,20 +11,21 @@ from service import have_stream, serve
 
 DATABASE, BATCH = os.environ.get("DATABASE", "charges.db"), 20
 ACK_WAIT, TRIES = float(os.environ.get("ACK_WAIT", "30")), int(os.environ.get("TRIES", "10"))
-CONSUMER = {"durable_name": "charging", "filter_subject": "orders.created", "ack_policy": "explicit", "ack_wait": ACK_WAIT,
-            "max_deliver": -1, "max_ack_pending": 10 * BATCH}     # the server gives none up: answer() does, and says so
+CONSUMER = {"durable_name": "charging", "filter_subject": "orders.created", "ack_policy": "explicit",
+            "ack_wait": ACK_WAIT, "max_ack_pending": 10 * BATCH, "max_deliver": -1}  # answer() gives up, not the server
 log = logging.getLogger("order-consumer")
 
-def brief(error):                                            # str, not repr: that of a UnicodeDecodeError holds the whole body
+def brief(error):                                            # str: the repr of a UnicodeDecodeError holds the whole body
     return f"{type(error).__name__} {ascii(str(error))[:200]}"
 
 def charge(body):
     """The effect and its marker in one transaction: a second delivery changes nothing. It runs in a thread of its own."""
     order = json.loads(body)
-    if not (isinstance(order, dict) and isinstance(order.get("id"), str) and type(order.get("amount")) is int):
+    number, amount = (order.get("id"), order.get("amount")) if isinstance(order, dict) else (None, None)
+    if not (number and isinstance(number, str) and type(amount) is int):
         raise ValueError("wanted: an id, a text, and an amount, a whole number")
     with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
-        db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", (order["id"], order["amount"]))
+        db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", (number, amount))
 
 async def answer(nc, msg):
     """Every message gets an answer. Returns False if something is wrong that may be right later."""
@@ -39,7 +40,7 @@ async def answer(nc, msg):
             log.error("message %s goes to DEAD: %s", seq, brief(error))
             headers = {"Nats-Msg-Id": f"ORDERS:{seq}", "Reason": brief(error), "Size": str(len(msg.data))}
             await nc.jetstream().publish(f"dead.{msg.subject}", msg.data[:nc.max_payload - 1024], headers=headers)
-            await msg.term()                                 # only now: DEAD has it (its start, if it is huge; see Size)
+            await msg.term()                                 # only now: DEAD has it (its start, if it is huge)
         return True
     except Exception as error:                               # a database that is away comes back; a bug must not end the loop
         log.warning("message %s, delivery %s: %s", seq, tries, brief(error))
@@ -70,7 +71,7 @@ async def consume(nc, ended):
     sub = await js.pull_subscribe_bind("charging", "ORDERS")
     while not ended.done():
         try:
-            if not ready:                                    # at the start and after trouble: nothing is fetched meanwhile,
+            if not ready:                                    # at the start and after trouble: nothing is fetched,
                 await prepare(js)                            # so that an outage does not use up the tries
                 ready = True
             msgs = []

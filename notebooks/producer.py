@@ -12,7 +12,8 @@ from service import have_stream, serve
 
 RATE = float(os.environ.get("RATE", "20"))    # orders a second
 # An order that is sent again within the hour is stored once; after a longer outage the consumer knows its id.
-STREAM = {"name": "ORDERS", "subjects": ["orders.>"], "duplicate_window": 3600, "max_age": 30 * 86400}     # no disk is endless
+STREAM = {"name": "ORDERS", "subjects": ["orders.>"], "duplicate_window": 3600,
+          "max_age": 30 * 86400}              # seconds; no disk is endless
 GRACE = 20                                    # seconds for the order in hand after a signal: an election takes 4 to 9
 # No retry mends these. (But for 10005, too few nodes for a new stream: there the supervisor's restart is the retry.)
 HOPELESS = (BadRequestError, BadSubjectError, ConnectionClosedError, MaxPayloadError)

@@ -1,4 +1,4 @@
-"""What producer.py and consumer.py share: a connection that outlives its servers, an end in good order, an exit code."""
+"""What producer.py and consumer.py share: a connection that outlives its servers, a good end, an exit code."""
 import asyncio, contextlib, logging, os, signal
 import nats
 from nats.errors import Error as NatsError
@@ -10,7 +10,7 @@ LOGIN = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_P
 REPLICAS = int(os.environ.get("REPLICAS", "3"))
 
 async def have_stream(js, subject, **config):
-    """Makes the stream. One that is there with other settings (10058) is an operator's: good, if it takes this subject."""
+    """Makes the stream. One that is there with other settings (10058) is an operator's: good if it takes the subject."""
     try:
         await js.add_stream(**config, num_replicas=REPLICAS)
     except BadRequestError as error:
@@ -20,8 +20,8 @@ async def have_stream(js, subject, **config):
         raise
 
 async def serve(name, work):
-    """Connects and runs work(nc, ended), which returns once `ended` is done. Returns 0 after SIGTERM or Ctrl-C, else a text
-    that says why it cannot go on: sys.exit makes that exit code 1."""
+    """Connects and runs work(nc, ended), which returns once `ended` is done. Returns 0 after SIGTERM or Ctrl-C, else a
+    text that says why it cannot go on: sys.exit makes that exit code 1."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     loop, log = asyncio.get_running_loop(), logging.getLogger(name)
     ended = loop.create_future()                             # 0 after a signal, a text if it cannot go on
@@ -40,8 +40,9 @@ async def serve(name, work):
     async def on_reconnect():
         log.warning("reconnected")
     connecting = asyncio.ensure_future(nats.connect(
-        SERVERS, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10, max_outstanding_pings=2,
-        error_cb=on_error, closed_cb=on_closed, disconnected_cb=on_disconnect, reconnected_cb=on_reconnect, **LOGIN))
+        SERVERS, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
+        max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed, disconnected_cb=on_disconnect,
+        reconnected_cb=on_reconnect, **LOGIN))
     await asyncio.wait([connecting, ended], return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
         while not connecting.done():                         # once may not do: Python 3.11 can swallow a cancel

@@ -219,7 +219,8 @@ async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, 
         await js.add_stream(name=name, subjects=[name.lower()], num_replicas=3)
         await js.add_consumer(name, **consumer, **more)
         await lab.settled(name)
-    targets = [{"targets": [address], "labels": {"node": node.name}} for address, node in zip(stand_ins, lab.cluster.nodes)]
+    targets = [{"targets": [address], "labels": {"node": node.name}}
+               for address, node in zip(stand_ins, lab.cluster.nodes)]
     server = await prometheus(lab, FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms") +
                               f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n",
                               re.sub(r"for: \d+s", "for: 0s", ALERTS))

@@ -81,7 +81,7 @@ class gaps_in_the_chart(Case):
 
 
 def _listens(port):
-    """True if somebody takes connections there. (nodes.is_free binds the port: a server that starts would find it taken.)"""
+    """True if somebody takes connections there. (nodes.is_free would bind the port while a server starts.)"""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
