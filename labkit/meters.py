@@ -26,8 +26,8 @@ def lines(series, title, alt, ylabel, between=None):
         at, high, low = [p[0] for p in series[upper]], [p[1] for p in series[upper]], [p[1] for p in series[lower]]
         ax.fill_between(at, low, high, step="post", color=SERIES[4], alpha=.25)
         widest = max(range(len(at)), key=lambda i: high[i] - low[i])
-        ax.annotate(text, (at[widest], (high[widest] + low[widest]) / 2), ha="right", va="center", fontsize=9, color=INK,
-                    xytext=(-6, 0), textcoords="offset points")
+        ax.annotate(text, (at[widest], (high[widest] + low[widest]) / 2), va="center", fontsize=9, color=INK,
+                    xytext=(6, 12), textcoords="offset points")  # after the peak the gap closes from below
     ax.grid(axis="y", color=GRID)
     ax.set(ylim=(0, None), xlabel="seconds since start", ylabel=ylabel)
     ax.set_title(title, pad=20)

@@ -51,12 +51,15 @@ class Prometheus:
     def __init__(self, url):
         self.url = url
 
-    def ready(self):
+    async def ready(self):
         """True once it answers queries."""
-        try:
-            return nodes.DIRECT.open(f"{self.url}/-/ready", timeout=1).status == 200
-        except OSError:
-            return False
+        def get():
+            try:
+                with nodes.DIRECT.open(f"{self.url}/-/ready", timeout=1) as answer:
+                    return answer.status == 200
+            except OSError:
+                return False
+        return await asyncio.to_thread(get)
 
     async def api(self, path, **parameters):
         """What its HTTP API answers (the field `data`), such as api("query", query="up") or api("alerts"). Raises LabError
@@ -64,9 +67,11 @@ class Prometheus:
         def get():
             address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
             try:
-                return json.load(nodes.DIRECT.open(address, timeout=5))
+                with nodes.DIRECT.open(address, timeout=5) as answer:
+                    return json.load(answer)
             except urllib.error.HTTPError as refused:
-                return json.load(refused)
+                with refused:
+                    return json.load(refused)
         answer = await asyncio.to_thread(get)
         if answer["status"] != "success":
             raise LabError(f"Prometheus refused {parameters}: {answer['error']}")

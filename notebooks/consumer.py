@@ -2,117 +2,98 @@
 
     NATS_URL=nats://127.0.0.1:4222 NATS_USER=mine NATS_PASSWORD=lab DATABASE=charges.db python consumer.py
 
-Start as many as you like. Ends with 0 after SIGTERM or Ctrl-C, with 1 and a reason if it cannot go on.
+Start as many as you like. What it cannot charge goes into the stream DEAD, for a person. Exit code: as producer.py.
 """
-import asyncio, contextlib, json, logging, os, signal, sqlite3, sys
-import nats
+import asyncio, contextlib, json, logging, os, sqlite3, sys
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import BadRequestError
+from service import have_stream, serve
 
-SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
-LOGIN = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
-         "user_credentials": os.environ.get("NATS_CREDS")}   # a file; all three empty where the server asks for none
-DATABASE, REPLICAS = os.environ.get("DATABASE", "charges.db"), int(os.environ.get("REPLICAS", "3"))
-ACK_WAIT, BATCH = float(os.environ.get("ACK_WAIT", "30")), 20
-CONSUMER = ConsumerConfig(durable_name="charging", filter_subject="orders.created", ack_policy=AckPolicy.EXPLICIT,
-                          ack_wait=ACK_WAIT, max_deliver=10, max_ack_pending=10 * BATCH)
+DATABASE, BATCH = os.environ.get("DATABASE", "charges.db"), 20
+ACK_WAIT, TRIES = float(os.environ.get("ACK_WAIT", "30")), int(os.environ.get("TRIES", "10"))
+CONSUMER = {"durable_name": "charging", "filter_subject": "orders.created", "ack_policy": "explicit",
+            "ack_wait": ACK_WAIT, "max_ack_pending": 10 * BATCH, "max_deliver": -1}  # answer() gives up, not the server
 log = logging.getLogger("order-consumer")
 
-def charge(order):
-    """The effect and its marker in one transaction: a second delivery changes nothing. It runs in a thread of its own."""
-    with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
-        db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", (order["id"], order["amount"]))
+def brief(error):                                            # str: the repr of a UnicodeDecodeError holds the whole body
+    return f"{type(error).__name__} {ascii(str(error))[:200]}"
 
-async def answer(js, msg):
-    """Every message gets an answer; what goes wrong on the way to it brings the message back after ack wait."""
+def charge(body):
+    """The effect and its marker in one transaction: a second delivery changes nothing. It runs in a thread of its own."""
+    order = json.loads(body)
+    number, amount = (order.get("id"), order.get("amount")) if isinstance(order, dict) else (None, None)
+    if not (number and isinstance(number, str) and type(amount) is int):
+        raise ValueError("wanted: an id, a text, and an amount, a whole number")
+    with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
+        db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", (number, amount))
+
+async def answer(nc, msg):
+    """Every message gets an answer. Returns False if something is wrong that may be right later."""
     seq, tries = msg.metadata.sequence.stream, msg.metadata.num_delivered
     try:
-        await asyncio.to_thread(charge, json.loads(msg.data))
-        await msg.ack()
-    except (ValueError, KeyError, TypeError) as error:       # bad today, bad tomorrow: keep it for a person, and end it
-        log.error("message %s is no order: %r", seq, error)
-        await js.publish(f"dead.{msg.subject}", msg.data, headers={"Nats-Msg-Id": f"ORDERS:{seq}", "Reason": repr(error)})
-        await msg.term()
-    except NatsError:
-        raise
+        try:
+            if tries > TRIES:                                # before it is tried: it may be what kills the workers
+                raise ValueError(f"not charged in {TRIES} deliveries")
+            await asyncio.to_thread(charge, msg.data)
+            await msg.ack()
+        except (ValueError, OverflowError, RecursionError) as error:       # bad today, bad tomorrow
+            log.error("message %s goes to DEAD: %s", seq, brief(error))
+            headers = {"Nats-Msg-Id": f"ORDERS:{seq}", "Reason": brief(error), "Size": str(len(msg.data))}
+            await nc.jetstream().publish(f"dead.{msg.subject}", msg.data[:nc.max_payload - 1024], headers=headers)
+            await msg.term()                                 # only now: DEAD has it (its start, if it is huge)
+        return True
     except Exception as error:                               # a database that is away comes back; a bug must not end the loop
-        log.warning("message %s, delivery %s: %r", seq, tries, error)
-        await msg.nak(delay=min(30, 2 ** tries))             # after max_deliver: silence and an advisory (lesson 05)
+        log.warning("message %s, delivery %s: %s", seq, tries, brief(error))
+        with contextlib.suppress(NatsError):                 # without an answer it comes back after ack wait
+            await msg.nak(delay=min(30, 2 ** tries))
+        return False
 
 async def heartbeat(msgs):
     """Starts ack wait afresh for all that we hold; not for ever, so that work that hangs goes to somebody else."""
     for _ in range(20):
         await asyncio.sleep(ACK_WAIT / 3)
-        for msg in msgs:
-            if not msg.is_acked:
-                with contextlib.suppress(NatsError):
-                    await msg.in_progress()
+        for msg in [msg for msg in msgs if not msg.is_acked]:
+            with contextlib.suppress(NatsError):
+                await msg.in_progress()
 
-async def consume(js, ended):
-    sub, ready = await js.pull_subscribe_bind("charging", "ORDERS"), False
+def prepare_database():                                      # fails while nobody can write
+    with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("CREATE TABLE IF NOT EXISTS charges (id TEXT PRIMARY KEY NOT NULL, amount INTEGER NOT NULL)")
+
+async def prepare(js):
+    await asyncio.to_thread(prepare_database)
+    await have_stream(js, "dead.orders.created", name="DEAD", subjects=["dead.>"])
+    await js.add_consumer("ORDERS", **CONSUMER)              # makes it, or brings an old one up to date
+
+async def consume(nc, ended):
+    js, ready = nc.jetstream(), False
+    sub = await js.pull_subscribe_bind("charging", "ORDERS")
     while not ended.done():
         try:
-            if not ready:                                    # at the start, and again after trouble
-                await js.add_stream(name="DEAD", subjects=["dead.>"], num_replicas=REPLICAS)
-                await js.add_consumer("ORDERS", CONSUMER)    # makes it, or brings an old one up to date
+            if not ready:                                    # at the start and after trouble: nothing is fetched,
+                await prepare(js)                            # so that an outage does not use up the tries
                 ready = True
-            msgs = await sub.fetch(BATCH, timeout=1)
+            msgs = []
+            with contextlib.suppress(asyncio.TimeoutError):  # a quiet second
+                msgs = await sub.fetch(BATCH, timeout=1)
             beating = asyncio.ensure_future(heartbeat(msgs))
             try:
-                for msg in msgs:                             # after a signal the rest goes to another worker at once
-                    await (msg.nak() if ended.done() else answer(js, msg))
+                for msg in msgs:
+                    if ended.done():
+                        await msg.nak()                      # to another worker, at once
+                    else:
+                        ready = await answer(nc, msg) and ready
             finally:
                 beating.cancel()
         except BadRequestError:                              # a configuration that the server refuses: no retry mends it
             raise
-        except asyncio.TimeoutError:
-            pass                                             # a quiet second
-        except NatsError as error:
+        except (NatsError, asyncio.TimeoutError, sqlite3.Error) as error:
             ready = False
-            log.warning("%s %s; again in 0.5 s", type(error).__name__, error)
-            await asyncio.wait([ended], timeout=0.5)
+            log.warning("%s; again in 1 s", brief(error))
+            await asyncio.wait([ended], timeout=1)
     with contextlib.suppress(NatsError):
         await sub.unsubscribe()
 
-async def main():
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()                             # 0 after a signal, a text if it cannot go on
-    def end(why):
-        ended.done() or ended.set_result(why)
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: loop.call_soon_threadsafe(end, 0))
-    async def on_error(error):
-        log.warning("nats: %r", error)
-        if "authorization" in str(error).lower():            # left alone, nats-py tries a wrong password for ever
-            end(f"order-consumer: {SERVERS} refuse user {LOGIN.get('user')!r}: {error}")
-    async def on_closed():                                   # closed is for good, also with max_reconnect_attempts=-1
-        end("order-consumer: the connection was closed for good")
-    async def on_disconnect():
-        log.warning("disconnected")
-    async def on_reconnect():
-        log.warning("reconnected")
-    connecting = asyncio.ensure_future(nats.connect(
-        SERVERS, name="order-consumer", max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
-        max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed, disconnected_cb=on_disconnect,
-        reconnected_cb=on_reconnect, **LOGIN))
-    await asyncio.wait([connecting, ended], return_when=asyncio.FIRST_COMPLETED)
-    if ended.done():
-        while not connecting.done():                         # once may not do: Python 3.11 can swallow a cancel
-            connecting.cancel()
-            await asyncio.sleep(0.01)
-        return ended.result()
-    nc = connecting.result()
-    try:
-        with contextlib.closing(sqlite3.connect(DATABASE)) as db, db:
-            db.execute("CREATE TABLE IF NOT EXISTS charges (id TEXT PRIMARY KEY, amount INTEGER NOT NULL)")
-        await consume(nc.jetstream(), ended)
-    except (BadRequestError, sqlite3.Error) as error:
-        return f"order-consumer: stopped by {type(error).__name__}: {error}"
-    with contextlib.suppress(NatsError, OSError):
-        await nc.drain()                                     # sends the last acks, then closes
-    return ended.result()
-
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    sys.exit(asyncio.run(main()))                            # a text goes to stderr and is exit code 1
+    sys.exit(asyncio.run(serve("order-consumer", consume)))                # a text goes to stderr and is exit code 1

@@ -4,16 +4,16 @@
 
 Prints "acked ID" for each confirmed order. Ends with 0 after SIGTERM or Ctrl-C, with 1 and a reason if it cannot go on.
 """
-import asyncio, contextlib, itertools, json, logging, os, random, signal, sys, time, uuid
-import nats
+import asyncio, itertools, json, logging, os, random, sys, time, uuid
 from nats.errors import BadSubjectError, ConnectionClosedError, MaxPayloadError
 from nats.errors import Error as NatsError
 from nats.js.errors import BadRequestError
+from service import have_stream, serve
 
-SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
-LOGIN = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
-         "user_credentials": os.environ.get("NATS_CREDS")}   # a file; all three empty where the server asks for none
-REPLICAS, RATE = int(os.environ.get("REPLICAS", "3")), float(os.environ.get("RATE", "20"))      # RATE: orders a second
+RATE = float(os.environ.get("RATE", "20"))    # orders a second
+# An order that is sent again within the hour is stored once; after a longer outage the consumer knows its id.
+STREAM = {"name": "ORDERS", "subjects": ["orders.>"], "duplicate_window": 3600,
+          "max_age": 30 * 86400}              # seconds; no disk is endless
 GRACE = 20                                    # seconds for the order in hand after a signal: an election takes 4 to 9
 # No retry mends these. (But for 10005, too few nodes for a new stream: there the supervisor's restart is the retry.)
 HOPELESS = (BadRequestError, BadSubjectError, ConnectionClosedError, MaxPayloadError)
@@ -43,8 +43,9 @@ async def persist(what, ask, ended):
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, 2)
 
-async def produce(js, ended):
-    await persist("stream", lambda: js.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=REPLICAS), ended)
+async def produce(nc, ended):
+    js = nc.jetstream()
+    await persist("stream", lambda: have_stream(js, "orders.created", **STREAM), ended)
     async for order in orders(ended):
         body, headers = json.dumps(order).encode(), {"Nats-Msg-Id": order["id"]}
         try:
@@ -53,42 +54,5 @@ async def produce(js, ended):
         except (BadRequestError, BadSubjectError, MaxPayloadError) as error:                    # this order, not the next
             log.error("refused %s: %s: a person must look at it", order["id"], error)
 
-async def main():
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()                             # 0 after a signal, a text if it cannot go on
-    def end(why):
-        ended.done() or ended.set_result(why)
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: loop.call_soon_threadsafe(end, 0))
-    async def on_error(error):
-        log.warning("nats: %r", error)
-        if "authorization" in str(error).lower():            # left alone, nats-py tries a wrong password for ever
-            end(f"order-producer: {SERVERS} refuse user {LOGIN.get('user')!r}: {error}")
-    async def on_closed():                                   # closed is for good, also with max_reconnect_attempts=-1
-        end("order-producer: the connection was closed for good")
-    async def on_disconnect():
-        log.warning("disconnected")
-    async def on_reconnect():
-        log.warning("reconnected")
-    connecting = asyncio.ensure_future(nats.connect(
-        SERVERS, name="order-producer", max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
-        max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed, disconnected_cb=on_disconnect,
-        reconnected_cb=on_reconnect, **LOGIN))
-    await asyncio.wait([connecting, ended], return_when=asyncio.FIRST_COMPLETED)
-    if ended.done():
-        while not connecting.done():                         # once may not do: Python 3.11 can swallow a cancel
-            connecting.cancel()
-            await asyncio.sleep(0.01)
-        return ended.result()
-    nc = connecting.result()
-    try:
-        await produce(nc.jetstream(), ended)
-    except (NatsError, asyncio.TimeoutError) as error:
-        return f"order-producer: stopped by {type(error).__name__}: {error}"
-    with contextlib.suppress(NatsError, OSError):
-        await nc.drain()                                     # sends what is buffered, then closes
-    return ended.result()
-
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    sys.exit(asyncio.run(main()))                            # a text goes to stderr and is exit code 1
+    sys.exit(asyncio.run(serve("order-producer", produce)))                # a text goes to stderr and is exit code 1

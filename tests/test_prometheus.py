@@ -3,13 +3,14 @@ dashboard of the compose profile are read, and answered, by the same program."""
 import ast
 import asyncio
 import json
+import re
 import subprocess
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import nbformat
 import pytest
-from test_dashboard import DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
+from test_dashboard import ALERTS, DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
 
 from labkit import Lab, notebook, workers
 from labkit.prometheus import prometheus
@@ -99,6 +100,8 @@ def as_the_exporter_would(name, answers):
     """/metrics of a node in the names and labels of the NATS exporter v0.20.1 (collector/jsz.go, healthz.go, collector.go):
     a stand-in, since its image cannot be pulled here."""
     varz, jsz, health = answers
+    if not varz:  # the exporter lives on while its node is dead
+        return f'gnatsd_healthz_status_value{{server_id="{name}",value="unreachable"}} 0\n'
     health = health or {"status": "unavailable"}  # it answers 503 then
     lines = [f'gnatsd_healthz_status_value{{server_id="{name}",value="{health["status"]}"}} {int(health["status"] == "ok")}']
     assert "gnatsd_healthz_status_value" in HEALTHZ
@@ -121,7 +124,7 @@ def as_the_exporter_would(name, answers):
 
 
 def word(group, name):
-    return str(group["cluster"]["leader"] == name).lower()
+    return str(group["cluster"].get("leader") == name).lower()
 
 
 class Quiet(ThreadingHTTPServer):
@@ -193,3 +196,72 @@ async def test_every_panel_of_the_dashboard_is_answered_and_counts_once(lab, sta
     for _, expression in expressions():  # those of the alerts too
         await server.api("query", query=expression.replace("$account", ".*"))
     assert {"consumer_name": "worker"}.items() <= (await server.api("query", query=dict(expressions())["GaveUp"]))["result"][0]["metric"].items()
+
+
+async def slow_client(lab):
+    """A client of n1 that does not read, while 100 MiB are sent to it: more than a server keeps for one (64 MiB)."""
+    login, node = lab.cluster.login(lab.topic), lab.node("n1")
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    connect = json.dumps({"verbose": False, "user": login["user"], "pass": login["password"]})
+    writer.write(f"CONNECT {connect}\r\nSUB slow 1\r\nPING\r\n".encode())
+    while await reader.readline() != b"PONG\r\n":
+        pass
+    publisher = await lab.connect(node="n1")
+    for _ in range(100):
+        await publisher.publish("slow", b"x" * publisher.max_payload)
+        await publisher.flush()
+    writer.close()
+
+
+async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, stand_ins):
+    js, consumer = lab.js, {"durable_name": "worker", "ack_policy": "explicit"}
+    for name, more in {"IDLE": {}, "STUCK": {}, "LOST": {"max_deliver": 2}}.items():
+        await js.add_stream(name=name, subjects=[name.lower()], num_replicas=3)
+        await js.add_consumer(name, **consumer, **more)
+        await lab.settled(name)
+    targets = [{"targets": [address], "labels": {"node": node.name}}
+               for address, node in zip(stand_ins, lab.cluster.nodes)]
+    server = await prometheus(lab, FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms") +
+                              f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n",
+                              re.sub(r"for: \d+s", "for: 0s", ALERTS))
+    assert server, "the program prometheus is not installed"
+
+    async def fires(*wanted):
+        """Waits until just these fire: (alert, its stream or node), …"""
+        async def so():
+            labels = [a["labels"] for a in (await server.api("alerts"))["alerts"] if a["state"] == "firing"]
+            return {(found["alertname"], found.get("stream_name") or found["node"]) for found in labels} == set(wanted)
+        await lab.until(so, timeout=60)
+
+    async def scraped():
+        return await value(server, "count(gnatsd_varz_slow_consumers)") == 3
+    await lab.until(scraped, timeout=30)
+    await fires()
+    await js.publish("idle")
+    await fires(("NoWorker", "IDLE"))
+    await (await (await js.pull_subscribe_bind("worker", "IDLE")).fetch(1, timeout=5))[0].ack_sync()
+    await fires()
+    for _ in range(1000):
+        await lab.nc.publish("stuck")
+    stuck, held = await js.pull_subscribe_bind("worker", "STUCK"), []
+    while len(held) < 1000:
+        held += await stuck.fetch(1000 - len(held), timeout=10)
+    await fires(("WorkerStuck", "STUCK"))
+    for msg in held:
+        await msg.ack()
+    await fires()
+    await js.publish("lost")
+    lost = await js.pull_subscribe_bind("worker", "LOST")
+    with pytest.raises(asyncio.TimeoutError):
+        while True:
+            await (await lost.fetch(1, timeout=2))[0].nak()  # twice is all it may have; the third request learns that
+    await slow_client(lab)
+    always = {("GaveUp", "LOST"), ("SlowConsumer", "n1")}  # these look back some minutes
+    await fires(*always)
+    await lab.faults.kill("n3")
+    await fires(*always, ("NodeDown", "n3"))
+    await lab.faults.kill("n2")
+    await fires(*always, ("NodeDown", "n2"), ("NodeDown", "n3"), ("NodeDown", "n1"),  # which misses its leaders
+                *(("StreamWithoutLeader", name) for name in ("IDLE", "STUCK", "LOST")))
+    await lab.faults.heal()
+    await fires(*always)

@@ -34,12 +34,15 @@ def chain():
     """The five stations of a message: where it can get stuck, and the question to ask there."""
     figure, ax = canvas(8, 1.7, xlim=(-.1, 10.1), ylim=(-1.1, .7))
     ax.axis("off")
-    for i, (name, question) in enumerate(WAY):
-        ax.text(2 * i + 1, .25, name, ha="center", va="center", color="white", weight="bold",
-                bbox={"boxstyle": "round,pad=.5", "fc": SERIES[0], "ec": "none"})
+    box = {"boxstyle": "round,pad=.5", "fc": SERIES[0], "ec": "none"}
+    places = [ax.text(2 * i + 1, .25, name, ha="center", va="center", color="white", weight="bold", bbox=box)
+              for i, (name, _) in enumerate(WAY)]
+    for one, other in zip(places, places[1:]):  # from box to box, however wide their words are
+        ax.annotate("", other.get_position(), one.get_position(), zorder=0, arrowprops={
+            "arrowstyle": "-|>", "color": INK, "patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch(),
+            "shrinkA": 4, "shrinkB": 4})
+    for i, (_, question) in enumerate(WAY):
         ax.text(2 * i + 1, -.35, question, ha="center", va="top", fontsize=8.5, color=INK)
-        if i:
-            ax.annotate("", (2 * i + .35, .25), (2 * i - .35, .25), arrowprops={"arrowstyle": "-|>", "color": INK})
     ax.set_title("A message gets stuck at one of five stations")
     return Picture(figure, "Five stations in a row, program, connection, stream, consumer, handler, each with its "
                            "question: "
