@@ -1,7 +1,6 @@
 """Cases of core NATS: a client that drops, a cluster that tells wrong addresses."""
 import asyncio
 import contextlib
-import socket
 import subprocess
 import time
 
@@ -80,12 +79,6 @@ class gaps_in_the_chart(Case):
                          f"{self.last('chart')}")
 
 
-def _listens(port):
-    """True if somebody takes connections there. (nodes.is_free would bind the port while a server starts.)"""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 class drill_gone_wrong(Case):
     cause, level = "unreachable addresses gossiped", 3
     report = ("We killed one of the two containers as a drill. The shop, which runs on the host, has been down "
@@ -136,7 +129,7 @@ class drill_gone_wrong(Case):
              "--cluster", f"nats://127.0.0.1:{self.ports[2 + i]}", "--routes", routes,
              "--client_advertise", self.settings["advertise"][i]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ward.keep(pid=self.processes[i].pid)
-        await self.until(lambda: _listens(self.ports[i]), 5)
+        await self.until(lambda: nodes.listens(self.ports[i]), 5)
 
     async def shop(self):
         """Asks itself, through the server: an answer says that messages flow."""
