@@ -16,6 +16,7 @@ import concurrent.futures
 import html
 import sys
 
+from labkit import state
 from labkit.errors import LabError
 
 PERIOD = 0.5  # seconds between two looks
@@ -35,7 +36,7 @@ def show(lab):
     # The cell did not say `await`, and its loop is busy with the cell: the first look has a loop, in a thread, of its own.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         seen = pool.submit(lambda: asyncio.run(look(lab))).result()
-    picture = cockpit_map.picture(*seen)
+    picture = cockpit_map.picture(*seen[:2])
     if not somebody_watches():
         return picture
     if earlier := getattr(lab, "_cockpit", None):
@@ -52,8 +53,9 @@ def somebody_watches():
 
 
 async def look(lab):
-    """(lab.nodes(), lab.replicas()), at one time."""
-    return await asyncio.gather(lab.nodes(), lab.replicas())
+    """(lab.nodes(), lab.replicas(), the consumers as sorted pairs of stream and name), at one time."""
+    nodes, replicas, views = await asyncio.gather(lab.nodes(), lab.replicas(), state.seen(lab.cluster, lab.topic))
+    return nodes, replicas, sorted({pair for view in views.values() for pair in view["consumers"]})
 
 
 def with_silent(nodes, replicas, before):
@@ -111,8 +113,8 @@ class Cockpit:
         return button
 
     async def _step_down(self):
-        name = self.streams.value
-        await self._do(f"step down of {name}", lambda: self.lab.faults.step_down(None if name == META else name))
+        name, group = self.streams.label, self.streams.value
+        await self._do(f"step down of {name}", lambda: self.lab.faults.step_down(*group))
 
     async def _do(self, words, action):
         """Does it, and says in the cockpit how it went: an error must not end in a log that nobody reads."""
@@ -145,7 +147,7 @@ class Cockpit:
                 self._say({"text": f"no look at the cluster: {error!r}", "refused": True})
             await asyncio.wait([self.over], timeout=max(0.1, PERIOD - (self.loop.time() - began)))
 
-    def _draw(self, nodes, replicas):
+    def _draw(self, nodes, replicas, consumers):
         from labkit import cockpit_map
         self.replicas = replicas = with_silent(nodes, replicas, self.replicas)
         self.map.value = cockpit_map.page(nodes, replicas)
@@ -153,11 +155,12 @@ class Cockpit:
             state, cut = nodes.loc[node, "state"], node in self.lab.faults.isolated
             usable = cut if verb == "rejoin" else state in VERBS[verb][0].split() and not (verb == "isolate" and cut)
             button.disabled = not usable
-        names = [*replicas.index.unique("stream"), META]
-        if tuple(names) != self.streams.options:
-            chosen = self.streams.value
-            self.streams.options = names
-            self.streams.value = chosen if chosen in names and chosen != META else names[0]
+        groups = {name: (name, None) for name in replicas.index.unique("stream")}
+        groups |= {f"{consumer} of {stream}": (stream, consumer) for stream, consumer in consumers} | {META: (None, None)}
+        if tuple(groups.items()) != self.streams.options:
+            chosen = self.streams.label
+            self.streams.options = list(groups.items())
+            self.streams.label = chosen if chosen in groups and chosen != META else next(iter(groups))
         self._note_new_leaders(replicas)
 
     def _note_new_leaders(self, replicas):

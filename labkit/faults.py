@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import time
 
 import nats
 import psutil
@@ -103,24 +104,37 @@ class Faults:
     async def step_down(self, stream=None, consumer=None, to=None, timeout=30):
         """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the meta group (by the
         system account). to: the node that shall lead (default: any other; nothing happens if it leads already).
-        Returns the new leader's name. Raises LabError if there is none after `timeout` seconds."""
+        Returns the new leader's name. Raises LabError if there is none, or not that one, after `timeout` seconds."""
         self._refuse_attached()
-        before = await state.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
-        if before == to:
+        end = time.monotonic() + timeout
+        leader = await state.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
+        if leader == to:
             return to
+        while True:
+            left = end - time.monotonic()
+            if left < 0:  # asked again and again, the others may take turns for ever
+                raise LabError(f"{to} did not take over within {timeout} s: {leader} leads. Is {to} up, and has it everything "
+                               "that the leader has? Look with: await lab.replicas()")
+            await self._ask_to_step_down(stream, consumer, to, timeout=min(5, max(0.5, left)))
+            left = max(0, end - time.monotonic())
+            leader = await state.wait_for_leader(self.lab, stream, consumer, other_than=leader, timeout=left)
+            if to in (None, leader):
+                return leader
+
+    async def _ask_to_step_down(self, stream, consumer, to, timeout):
         wish = json.dumps({"placement": {"preferred": to}}).encode() if to else b""
         what = ".".join(filter(None, ["CONSUMER" if consumer else "STREAM" if stream else "META", "LEADER.STEPDOWN",
                                       stream, consumer]))
         client = self.lab.nc if stream else await nats.connect(**self.lab.cluster.login("sys"))
         try:
-            answer = json.loads((await client.request(f"$JS.API.{what}", wish, timeout=5)).data)
+            answer = json.loads((await client.request(f"$JS.API.{what}", wish, timeout=timeout)).data)
+        except asyncio.TimeoutError:
+            raise LabError(f"No answer within {timeout:.3g} s to the request {what}. Look with: await lab.replicas()") from None
         finally:
             if not stream:
                 await client.close()
         if "error" in answer:
             raise LabError(f"The server refused: {answer['error']}")
-        now = await state.wait_for_leader(self.lab, stream, consumer, other_than=before, timeout=timeout)
-        return now if to in (None, now) else await self.step_down(stream, consumer, to, timeout)
 
     async def heal(self, timeout=60):
         """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes

@@ -148,11 +148,19 @@ async def _wait(lab, look, what, timeout):
     end = time.monotonic() + timeout
     while not (found := await look()):
         if time.monotonic() > end:
-            last = {name: {"meta": view["meta"].get("leader"), **{s: group(view, s).get("leader") for s in view["streams"]}}
+            last = {name: {stream or "meta": _standing(name, group(view, stream)) for stream in (None, *view["streams"])}
                     for name, view in (await seen(lab.cluster, lab.topic, patient)).items()}
-            raise LabError(f"Waited {timeout} s, in vain, for {what}. Last seen, node by node, who leads: {last or 'no answer'}.")
+            raise LabError(f"Waited {timeout:.3g} s, in vain, for {what}. Last seen, node by node, who leads: {last or 'no answer'} "
+                           "(after a leader, what it says of its replicas).")
         await asyncio.sleep(0.02)
     return found
+
+
+def _standing(node, known):
+    """The leader's name; where it is this node's own group, also which replicas are not whole ("n1; n3 offline")."""
+    late = [f"{peer['name']} " + (f"{peer.get('lag', 0):,} behind" if heard(peer) else "offline")
+            for peer in known.get("replicas") or [] if not heard(peer) or not peer["current"] or peer.get("lag")]
+    return "; ".join([known["leader"], *late]) if known.get("leader") == node else known.get("leader")
 
 
 def _name(stream, consumer=None):

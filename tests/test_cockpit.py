@@ -39,6 +39,22 @@ def test_a_notebook_that_was_saved_with_widgets_is_written_without_them():
     assert set(book.cells[0].outputs[0].data) == {"image/png", "text/plain"} and "widgets" not in book.metadata
 
 
+async def test_the_leaders_that_can_be_asked_to_step_down_are_those_of_streams_consumers_and_the_meta_group(own):
+    lab = await Lab.open("checks", private=True)
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    await lab.js.add_consumer("ORDERS", durable_name="worker", ack_policy="explicit")
+    before = await lab.wait_for_leader("ORDERS", "worker")
+    live = cockpit.Cockpit(lab, None, await cockpit.look(lab))
+    assert list(dict(live.streams.options)) == ["ORDERS", "worker of ORDERS", cockpit.META] and live.streams.label == "ORDERS"
+    live.streams.label = "worker of ORDERS"
+    await live._step_down()
+    after = await lab.wait_for_leader("ORDERS", "worker", other_than=before)
+    assert "step down of worker of ORDERS: done in" in live.log.value and f"{after} leads now" in live.log.value
+    live._draw(*await cockpit.look(lab))
+    assert live.streams.label == "worker of ORDERS", "what was chosen stays chosen"
+    await lab.close()
+
+
 async def test_on_the_shared_cluster_it_shows_what_there_is(shared):
     lab = await Lab.open("checks")
     picture = lab.cockpit()

@@ -143,6 +143,7 @@ async def ahead(lab, answer):
     cases = [told("of a stream whose three nodes hold 200", 200, 200, 200),
              told(f"where {one} is behind the leader (190 of 200)", 200, 190, 200),
              told(f"where the leader {leader} and {one} hold 121, and {two} 199", 121, 121, 199),
+             told(f"where the leader {leader} and {one} hold 221 and have passed {two}, 199", 221, 221, 199),
              told(f"where {one} is starting and does not know the stream", 200, 0, 200),
              told(f"where the leader {leader} holds 40, {one} 90 and {two} 41", 40, 90, 41)]
     for words, changed, wanted in cases:
