@@ -77,7 +77,7 @@ class Faults:
             if not process:
                 self.lab.cluster.spawn(node)
         await self.lab.until(node.varz, timeout)
-        await self.lab.until(lambda: not nodes.is_free(node.port), timeout)
+        await self.lab.until(lambda: nodes.listens(node.port), timeout)
         node.server_id = (await node.varz(timeout=5) or {}).get("server_id", "")
 
     async def isolate(self, *names):

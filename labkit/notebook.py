@@ -2,6 +2,7 @@
 import asyncio
 import base64
 import os
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -32,12 +33,14 @@ def find(names=()):
 async def execute(path, refresh=False):
     """The notebook as it should stand in the repository, executed anew: text of the file.
 
-    Cells tagged nbval-ignore-output (times, pictures) keep their committed output unless `refresh` is true or they
-    have none, so that their noise makes no diff. Raises LabError if a cell fails, or takes more than 20 minutes.
+    Cells tagged nbval-ignore-output (times, pictures) keep their output unless `refresh` is true, their source is not the
+    committed one, or they have none, so that their noise makes no diff. Raises LabError if a cell fails, or takes more than 20 minutes.
     """
     notebook = nbformat.read(path, 4)
-    before = {cell["id"]: (cell.source, cell.outputs) for cell in notebook.cells
-              if IGNORED in cell.metadata.get("tags", []) and cell.get("outputs")}
+    committed = _committed_sources(path)
+    kept = {} if refresh else {cell["id"]: cell.outputs for cell in notebook.cells
+                               if IGNORED in cell.metadata.get("tags", []) and cell.get("outputs")
+                               and (committed is None or committed.get(cell["id"]) == cell.source)}
     os.environ["LABKIT_HEADLESS"] = "1"  # no progress bars, no widgets: nobody looks while it runs
     client = NotebookClient(notebook, timeout=1200, kernel_name="python3", record_timing=False,
                             extra_arguments=["--log-level=ERROR"],  # not its notice about TCP on loopback
@@ -47,10 +50,18 @@ async def execute(path, refresh=False):
     except Exception as error:
         raise LabError(f"{path.name} does not run: {error}") from None
     for cell in notebook.cells:
-        source, outputs = before.get(cell["id"], (None, None))
-        if source == cell.source and not refresh:
-            cell.outputs = outputs
+        if cell["id"] in kept:
+            cell.outputs = kept[cell["id"]]
     return nbformat.writes(normalise(notebook)) + "\n"
+
+
+def _committed_sources(path):
+    """{cell id: source} of the notebook as git has it; None where git has none of it, or is not there."""
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True)
+    except OSError:
+        return None
+    return None if done.returncode else {cell["id"]: cell.source for cell in nbformat.reads(done.stdout.decode(), 4).cells}
 
 
 def normalise(notebook):

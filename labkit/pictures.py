@@ -88,7 +88,7 @@ def timeline(log, lanes, title, alt, marks=(), sender=None):
         y = row[e["lane"]] + (0 if e["event"] != "lost" else .5 if e.get("answer") else -.5)
         if e["event"] == "published":
             ax.annotate(str(e["msg"]), (e["at"], y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8,
-                        color=MUTED)
+                        color=MUTED, bbox={"fc": "white", "ec": "none", "pad": .5})
         elif e["event"] == "lost":
             came = [o["at"] for o in shown if e.get("answer") and o["msg"] == e["msg"] and o["lane"] == e["lane"]]
             begin = (came[0], row[e["lane"]]) if came else (sent.get(e["msg"], e["at"]), row[sender])

@@ -139,7 +139,7 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
     log: a Recorder with "depth" events (see sampling) and events to mark, with a field `stream`. A field `text` is
          written above its mark, where that is not the text of the mark before; "removed" says how many, if several.
     """
-    looks = {**OUTCOME, **ENDING, "removed": (INK, "x"), "killed": OUTCOME["lost"]}
+    looks = {**OUTCOME, **ENDING, "removed": (INK, "x"), "returned": (INK, "v"), "killed": OUTCOME["lost"]}
     figure, _ = canvas(8, .7 + 1.7 * len(names))
     figure.clear()
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]

@@ -138,6 +138,23 @@ def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_pat
     assert contents[0] == contents[1] != contents[2]
 
 
+def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
+    path, now = tmp_path / "mine.ipynb", "import time; time.time_ns()"
+    cell = nbformat.v4.new_code_cell(now, id="now", metadata={"tags": [notebook.IGNORED]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    notebook.execute_all([path])
+    for command in (["init", "-q"], ["add", path.name], ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    committed = path.read_text()
+    notebook.execute_all([path])
+    assert path.read_text() == committed
+    book = nbformat.read(path, 4)
+    book.cells[0].source += " + 1"
+    nbformat.write(book, path)
+    notebook.execute_all([path])
+    assert nbformat.read(path, 4).cells[0].outputs != book.cells[0].outputs
+
+
 def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_path):
     path = tmp_path / "broken.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="bad")]), path)
