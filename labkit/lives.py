@@ -2,7 +2,7 @@
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
-from labkit.pictures import DASHES, GRID, MUTED, OUTCOME, SERIES, Picture, canvas, styled
+from labkit.pictures import ABOVE, DASHES, GRID, MUTED, OUTCOME, SERIES, Picture, canvas, styled
 from labkit.streams import SHADES
 
 SHAPES = ["o", "s", "^", "D", "v", "P"]
@@ -35,7 +35,7 @@ def lives(log, marks, title, alt, curves=None):
         draw_life(ax, events, -lanes.index(lane_of(worker)), last - start, looks, heights, gap=0 if many else 7)
     if looks:
         ax.legend(handles=[Line2D([], [], ls="", label=name, **look) for name, look in looks.items()], ncol=len(looks),
-                  loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, handletextpad=.1, columnspacing=1, borderaxespad=.2)
+                  handletextpad=.1, columnspacing=1, **ABOVE)
     ax.set_yticks([-i for i in range(len(lanes))], lanes)
     ax.set_ylim(-len(lanes) + .4, .6)
     ax.set_xlim(0, (last - start) * 1.03 or 1)

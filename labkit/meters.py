@@ -1,15 +1,8 @@
-"""What meters say: CPU time of processes; over time, numbers as lines and states as bars."""
-from labkit.pictures import DASHES, GRID, INK, OUTCOME, SERIES, Picture, canvas, styled
+"""Pictures of what meters say over time: numbers as lines, states as bars."""
+from labkit.pictures import ABOVE, DASHES, GRID, INK, OUTCOME, SERIES, Picture, canvas, styled
 
 STATE = {"ok": (OUTCOME["acked"][0], ""), "no answer": ("#ffffff", "..")}  # any other word is one that worries
 WORRY = (OUTCOME["lost"][0], "//")
-
-
-def cpu_seconds(processes):
-    """CPU seconds (float) that these psutil processes have used so far; nan if one of them is None, as that of a server in
-    a container is, or if there are none."""
-    processes = list(processes)
-    return sum(sum(p.cpu_times()[:2]) for p in processes) if processes and all(processes) else float("nan")
 
 
 @styled
@@ -31,7 +24,7 @@ def lines(series, title, alt, ylabel, between=None):
     ax.grid(axis="y", color=GRID)
     ax.set(ylim=(0, None), xlabel="seconds since start", ylabel=ylabel)
     ax.set_title(title, pad=20)
-    ax.legend(ncol=len(series), loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, borderaxespad=.2)
+    ax.legend(ncol=len(series), **ABOVE)
     return Picture(figure, alt)
 
 

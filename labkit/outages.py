@@ -5,13 +5,11 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from labkit.pictures import GRID, INK, OUTCOME, Picture, canvas, styled
+from labkit.pictures import ABOVE, GRID, INK, OUTCOME, Picture, canvas, styled
 
-ANSWER = {  # what became of an attempt: colour, shape, word
-    "acked": OUTCOME["acked"], "fetched": OUTCOME["delivered"], "timeout": OUTCOME["redelivered"],
-    "no response": OUTCOME["lost"], "refused": OUTCOME["duplicate"]}
-HATCH = {  # of a bar of several that ended alike
-    "acked": "", "fetched": "", "timeout": "///", "no response": "xxx", "refused": "..."}
+ANSWER = {  # what became of an attempt: colour and shape of a mark, and hatch of a bar of several that ended alike
+    "acked": (OUTCOME["acked"], ""), "fetched": (OUTCOME["delivered"], ""), "timeout": (OUTCOME["redelivered"], "///"),
+    "no response": (OUTCOME["lost"], "xxx"), "refused": (OUTCOME["duplicate"], "...")}
 
 
 @styled
@@ -30,13 +28,13 @@ def answers(log, rows, title, alt, marks=(), start=0.0):
         ax.axhline(place, color=GRID, lw=6, zorder=0)
         for event, group in itertools.groupby([e for e in shown if e["row"] == row], key=lambda e: e["event"]):
             at = [e["at"] - start for e in group]
-            short, (colour, shape) = at[-1] - at[0] < last / 100, ANSWER[event]
+            short, ((colour, shape), hatch) = at[-1] - at[0] < last / 100, ANSWER[event]
             if short:
                 ax.plot(at[0], place, shape, color=colour, ms=8, mec="white", mew=.6, zorder=3)
             else:
-                ax.barh(place, at[-1] - at[0], left=at[0], height=.42, color=colour, hatch=HATCH[event], edgecolor="white", lw=0)
+                ax.barh(place, at[-1] - at[0], left=at[0], height=.42, color=colour, hatch=hatch, edgecolor="white", lw=0)
             drawn.setdefault(event, {})[short] = (Line2D([], [], color=colour, marker=shape, ls="") if short else
-                                                  Patch(facecolor=colour, hatch=HATCH[event], edgecolor="white", lw=0))
+                                                  Patch(facecolor=colour, hatch=hatch, edgecolor="white", lw=0))
     for (at, text), after in zip(marks, [*(at for at, _ in marks[1:]), None]):
         room = last * .02 * len(text)
         left = after is not None and after - at < room  # no room before the next mark
@@ -52,7 +50,7 @@ def answers(log, rows, title, alt, marks=(), start=0.0):
     ax.set_xlabel("seconds" if not start else "seconds since the fault")
     ax.set_title(title, pad=20)
     found = [event for event in ANSWER if event in drawn]
-    ax.legend([tuple(drawn[event].values()) for event in found], found, ncol=len(found), loc="lower right", bbox_to_anchor=(1, 1),
-              fontsize=9, handler_map={tuple: HandlerTuple(ndivide=None)}, columnspacing=1, handletextpad=.5, borderaxespad=.2)
+    ax.legend([tuple(drawn[event].values()) for event in found], found, ncol=len(found), columnspacing=1, handletextpad=.5,
+              handler_map={tuple: HandlerTuple(ndivide=None)}, **ABOVE)
     return Picture(figure, alt)
 

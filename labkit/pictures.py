@@ -15,6 +15,7 @@ INK, MUTED, GRID = "#22303c", "#6b7785", "#e4e7eb"
 OUTCOME = {  # Okabe-Ito colours, safe for colour-blind readers; the shape says the same without colour
     "published": ("#0072B2", "o"), "delivered": ("#56B4E9", "v"), "acked": ("#009E73", "s"),
     "redelivered": ("#E69F00", "^"), "lost": ("#D55E00", "X"), "duplicate": ("#CC79A7", "D")}
+ABOVE = {"loc": "lower right", "bbox_to_anchor": (1, 1), "fontsize": 9, "borderaxespad": .2}  # the place of a legend
 SERIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
 STATE = {  # of a node -> fill, edge, shape; "up" is a circle, and no other shape is mistaken for one
@@ -57,26 +58,31 @@ def styled(draw):
     return inner
 
 
-def legend(ax, outcomes):
-    """The outcomes used, in one line above the axes, at the right."""
-    if not outcomes:
-        return
-    marks = [Line2D([], [], color=OUTCOME[name][0], marker=OUTCOME[name][1], ls="") for name in outcomes]
-    ax.legend(marks, outcomes, ncol=len(outcomes), loc="lower right", bbox_to_anchor=(1, 1), fontsize=9,
-              handletextpad=.1, columnspacing=1, borderaxespad=0.2)
+def legend(ax, names, looks):
+    """A legend in one line above the axes, at the right: names with their colour and shape."""
+    if names:
+        marks = [Line2D([], [], color=looks[name][0], marker=looks[name][1], ls="") for name in names]
+        ax.legend(marks, names, ncol=len(names), handletextpad=.1, columnspacing=1, **ABOVE)
+
+
+def line_at(ax, at, text):
+    """A dashed line, and its text above the axes."""
+    ax.axvline(at, color=INK, lw=1, ls="--")
+    ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", ha="center",
+                fontsize=9, color=INK)
 
 
 @styled
-def timeline(log, lanes, title, alt, marks=(), sender=None):
+def timeline(log, lanes, title, alt, marks=()):
     """Who sent what when, and what became of it.
 
     log: a Recorder; its events "published", "delivered", "acked", "redelivered", "lost", "duplicate" carry the fields
          lane (one of `lanes`) and msg (any label). A "lost" event is drawn below the lane in which it was sent;
          with answer=True it is the lost answer to msg, and hangs above the lane that answered.
-    lanes: names, from top to bottom; sender: the lane that publishes (default: the first).
+    lanes: names, from top to bottom; the first one publishes.
     marks: (seconds, text) pairs, drawn as dashed lines.
     """
-    sender = sender or lanes[0]
+    sender = lanes[0]
     figure, ax = canvas(8, .95 + .55 * len(lanes))
     row = {lane: -index for index, lane in enumerate(lanes)}
     sent = {e["msg"]: e["at"] for e in log.all("published")}
@@ -107,7 +113,7 @@ def timeline(log, lanes, title, alt, marks=(), sender=None):
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("seconds since start")
     ax.set_title(title, pad=20)
-    legend(ax, [name for name in OUTCOME if any(e["event"] == name for e in shown)])
+    legend(ax, [name for name in OUTCOME if any(e["event"] == name for e in shown)], OUTCOME)
     return Picture(figure, alt)
 
 
@@ -122,9 +128,7 @@ def bars(counts, title, alt, xlabel, expected=None):
         ax.annotate(f" {counts[name]:,} ", (counts[name], name), va="center", ha="right" if roomy else "left", fontsize=9,
                     color="white" if roomy else INK, weight="bold")
     if expected is not None:
-        ax.axvline(expected, color=INK, lw=1, ls="--")
-        ax.annotate(f"{expected:,.0f} each, if shared evenly", (expected, 1), xycoords=("data", "axes fraction"),
-                    xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK, ha="center")
+        line_at(ax, expected, f"{expected:,.0f} each, if shared evenly")
     ax.set_xlim(0, max([*counts.values(), expected or 0, 1]) * 1.12)
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)

@@ -2,7 +2,7 @@
 import math
 import statistics
 
-from labkit.pictures import DASHES, GRID, INK, MUTED, SERIES, Picture, canvas, styled
+from labkit.pictures import DASHES, GRID, INK, MUTED, SERIES, Picture, canvas, line_at, styled
 
 HATCHES = ["", "///", "...", "xx"]
 BAND = "#fbe9d0"
@@ -142,9 +142,7 @@ def spans(rows, title, alt, xlabel, mark=None):
             ax.barh(index, last - first + 1, left=first - .5, height=.6, color=SERIES[look], hatch=HATCHES[look],
                     edgecolor="white", linewidth=0, label=kind)
     if mark:
-        ax.axvline(mark[0], color=INK, lw=1, ls="--")
-        ax.annotate(mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                    ha="center", fontsize=9, color=INK)
+        line_at(ax, *mark)
     ax.set(ylim=(len(rows) - .5, -.5), xlabel=xlabel)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.tick_params(axis="y", length=0)

@@ -1,10 +1,9 @@
 """Pictures of JetStream: a stream as a log with cursors, deliveries as bars in a worker's hands, depth over time."""
 import contextlib
 
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from labkit.pictures import GRID, INK, MUTED, OUTCOME, SERIES, Picture, canvas, styled
+from labkit.pictures import GRID, INK, MUTED, OUTCOME, SERIES, Picture, canvas, legend, line_at, styled
 from labkit.record import regularly
 
 ENDING = {  # how a message leaves a worker's hands: colour, shape, word
@@ -54,9 +53,7 @@ def gantt(log, title, alt, notes=(), order=(), marks=()):
     for at, msg, text in notes:
         ax.annotate(text, (at - start, rows[msg]), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     for at, text in marks:
-        ax.axvline(at, color=INK, lw=1, ls="--")
-        ax.annotate(text, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                    ha="center", fontsize=9, color=INK)
+        line_at(ax, at, text)
     ax.set_yticks(range(len(rows)), [f"message {msg}" if isinstance(msg, int) else msg for msg in rows])
     ax.set_xlim(0, width)
     ax.set_ylim(len(rows) - .4, -.6)
@@ -64,15 +61,8 @@ def gantt(log, title, alt, notes=(), order=(), marks=()):
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("seconds since the first delivery")
     ax.set_title(title, pad=20)
-    words_above(ax, [name for name in ENDING if log.count(name)], ENDING)
+    legend(ax, [name for name in ENDING if log.count(name)], ENDING)
     return Picture(figure, alt)
-
-
-def words_above(ax, names, looks):
-    """A legend in one line above the axes, at the right: names with their colour and shape."""
-    if names:
-        ax.legend([Line2D([], [], color=looks[n][0], marker=looks[n][1], ls="") for n in names], names, ncol=len(names),
-                  loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, handletextpad=.1, columnspacing=1, borderaxespad=.2)
 
 
 @styled
@@ -107,7 +97,7 @@ def stream_log(messages, cursors, title, alt, waiting=None):
     ax.tick_params(axis="y", length=0)
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set_title(title, pad=20)
-    words_above(ax, [word for word in looks if waiting or word != "delivered, not acked"], looks)
+    legend(ax, [word for word in looks if waiting or word != "delivered, not acked"], looks)
     return Picture(figure, alt)
 
 
@@ -164,7 +154,7 @@ def depths(log, names, title, alt, marks=("published", "acked", "removed")):
         ax.grid(axis="y", color=GRID)
     axes[-1].set_xlabel("seconds since start")
     axes[0].set_title(title, pad=20)
-    words_above(axes[0], marks, looks)
+    legend(axes[0], marks, looks)
     return Picture(figure, alt)
 
 
@@ -191,5 +181,5 @@ def attempts(log, window, title, alt):
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(f"seconds since start (shaded: the window of {window:g} s)")
     ax.set_title(title, pad=20)
-    words_above(ax, list(looks), looks)
+    legend(ax, list(looks), looks)
     return Picture(figure, alt)

@@ -114,6 +114,13 @@ class _Table:
         return frame
 
 
+def cpu_seconds(processes):
+    """CPU seconds (float) that these psutil processes have used so far; nan if one of them is None, as that of a server in
+    a container is, or if there are none."""
+    processes = list(processes)
+    return sum(sum(p.cpu_times()[:2]) for p in processes) if processes and all(processes) else float("nan")
+
+
 def machine():
     """What a reader wants to know of the machine that measured: system, processor, cores, memory (GiB), Python, pandas."""
     return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count(),

@@ -1,26 +1,15 @@
-"""Meters and their pictures, and what becomes of a Prometheus that is not there or does not start."""
-import math
+"""Pictures of meters, and what becomes of a Prometheus that is not there or does not start."""
 import shutil
 import sys
 
-import psutil
 import pytest
 
 from labkit import Lab, LabError
-from labkit.meters import cpu_seconds, lanes, lines
+from labkit.meters import lanes, lines
 from labkit.prometheus import prometheus
 from labkit.record import Recorder
 
 PNG = b"\x89PNG"
-
-
-def test_cpu_time_is_known_of_processes_and_not_of_what_is_none():
-    here = psutil.Process()
-    before = cpu_seconds([here])
-    while cpu_seconds([here]) == before:  # it grows with what this process does
-        pass
-    assert cpu_seconds([here, here]) >= 2 * before > 0
-    assert math.isnan(cpu_seconds([])) and math.isnan(cpu_seconds([here, None]))
 
 
 def test_lines_draw_what_lies_between_two_of_them():

@@ -1,13 +1,15 @@
 """The bench for questions: order, repeats, failures, and the same table however often it was interrupted."""
 import asyncio
+import math
 import os
 import signal
 
 import pandas as pd
+import psutil
 import pytest
 
 from labkit import LabError
-from labkit.sweep import machine, sweep
+from labkit.sweep import cpu_seconds, machine, sweep
 
 GRID = {"size": [1, 2, 3], "kind": ["a", "b"]}
 
@@ -119,3 +121,12 @@ async def test_points_can_be_listed_and_a_function_must_return_values(tmp_path):
         return 7
     frame = await sweep(nothing, GRID, repeats=1)
     assert frame["error"].str.contains("returned 7; wanted: a dict").all()
+
+
+def test_cpu_time_is_known_of_processes_and_not_of_what_is_none():
+    here = psutil.Process()
+    before = cpu_seconds([here])
+    while cpu_seconds([here]) == before:  # it grows with what this process does
+        pass
+    assert cpu_seconds([here, here]) >= 2 * before > 0
+    assert math.isnan(cpu_seconds([])) and math.isnan(cpu_seconds([here, None]))
