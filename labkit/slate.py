@@ -14,6 +14,7 @@ from labkit import nodes, tables
 from labkit.client import connect
 from labkit.errors import LabError
 
+NO_JETSTREAM = (10039, 10076)  # not enabled for the account, not enabled at all
 CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each connection asked of JetStream
 
 
@@ -27,14 +28,17 @@ async def stream_names(client, timeout=15):
     while len(found) < total:
         try:
             answer = await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3)
+            page = json.loads(answer.data)
         except NoRespondersError:
             break
-        except TimeoutError:  # busy, or no meta leader at this moment
+        except TimeoutError:
+            page = {"error": {"err_code": None}}
+        if "error" in page and page["error"]["err_code"] not in NO_JETSTREAM:  # busy, or no meta leader at this moment
             if time.monotonic() > end or not client.is_connected:
                 raise LabError("JetStream does not answer, so nobody knows which streams there are. "
-                               "Look with: python -m labkit status") from None
+                               "Look with: python -m labkit status")
+            await asyncio.sleep(0.02)
             continue
-        page = json.loads(answer.data)
         names, total = page.get("streams") or [], page.get("total", 0)
         found += names
         if not names:

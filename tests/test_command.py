@@ -75,12 +75,13 @@ def test_an_unknown_backend_is_said(labkit):
 
 
 def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, labkit, python):
-    python("import asyncio, nats, os\nfrom labkit import cluster\nasync def main():\n"
-           "    await cluster.find_or_start()\n"
-           "    for user in ('checks', 'mine'):\n"
-           "        nc = await nats.connect(f'nats://127.0.0.1:{os.environ[\"LABKIT_PORT\"]}', user=user, password='lab')\n"
-           "        await nc.jetstream().add_stream(name='S', subjects=['s'])\n"
-           "        await nc.close()\nasyncio.run(main())").communicate(timeout=150)
+    said = python("import asyncio, nats, os\nfrom labkit import cluster\nasync def main():\n"
+                  "    await cluster.find_or_start()\n"
+                  "    for user in ('checks', 'mine'):\n"
+                  "        nc = await nats.connect(f'nats://127.0.0.1:{os.environ[\"LABKIT_PORT\"]}', user=user, password='lab')\n"
+                  "        await nc.jetstream().add_stream(name='S', subjects=['s'])\n"
+                  "        await nc.close()\nasyncio.run(main())\nprint('made')").communicate(timeout=150)[0]
+    assert said.endswith("made\n"), said
     assert "1 stream(s) deleted" in labkit("reset", "mine")[1]
     assert "1 stream(s) deleted" in labkit("reset")[1]
     code, said = labkit("reset", "no_such")

@@ -204,7 +204,10 @@ async def test_while_dead_does_not_confirm_the_rest_is_charged_and_the_bad_one_s
     consumer = start(lab, "consumer.py")
     await lab.until(lambda: charged(lab) == ["good"], timeout=40)
     assert any("message 1, delivery 1: TimeoutError" in line for line in consumer.log())
-    assert (await lab.js.consumer_info("ORDERS", "charging")).num_ack_pending == 1
+
+    async def one_in_hand():  # the ack of the good one has arrived
+        return (await lab.js.consumer_info("ORDERS", "charging")).num_ack_pending == 1
+    await lab.until(one_in_hand, timeout=30)
     await lab.js.update_stream(name="DEAD", subjects=["dead.>"], no_ack=False)
     await settled(lab)
     assert list(await dead(lab)) == [b"nonsense"]
