@@ -55,7 +55,8 @@ async def regularly(look, every):
     async def go_on():  # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
         while not ended:
             await asyncio.sleep(every)
-            await look()
+            with contextlib.suppress(TimeoutError):  # a look that nobody answered in time is one dot less
+                await look()
     task = asyncio.create_task(go_on())
     try:
         yield
