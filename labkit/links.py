@@ -6,7 +6,6 @@ themselves. What was on its way arrives when the link is mended.
 """
 import asyncio
 import json
-import os
 import subprocess
 import sys
 
@@ -17,10 +16,9 @@ class Links:
     def __init__(self, routes):
         """routes: {(node, other): (port to listen on, port of the other's routes)}."""
         self.ports = {pair: port for pair, (port, _) in routes.items()}
-        # A session of its own: an interrupt of the kernel (the stop button) goes to the kernel's whole process group.
-        detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-        self.child = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      stderr=subprocess.DEVNULL, **detached)
+        from labkit.launch import launch  # not above: as a process of its own, this file does without labkit
+        self.child = launch([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL)
         self._ask([[*pair, *ports] for pair, ports in routes.items()])
 
     def silence(self, names):

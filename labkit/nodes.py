@@ -14,17 +14,13 @@ from pathlib import Path
 import psutil
 
 from labkit.errors import LabError
+from labkit.launch import launch
+from labkit.paths import PROJECT, home, make_folder  # noqa: F401 (also read as nodes.PROJECT and nodes.home)
 
 CONFIG = Path(__file__).with_name("nats.conf")
-PROJECT = Path(__file__).resolve().parents[1]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a company's proxy must not see loopback
 NAMES = ("n1", "n2", "n3")
 STARTED = []  # Popen objects of this process, kept so that ended nodes are reaped and do not stay as zombies
-
-
-def home():
-    """The git-ignored folder that holds all state of the lab (environment: LABKIT_HOME)."""
-    return Path(os.environ.get("LABKIT_HOME") or PROJECT / ".labkit").resolve()
 
 
 def first_port():
@@ -50,18 +46,17 @@ def server_binary():
 
 def accounts():
     """Names of the accounts that a lab can open, read from nats.conf: one per lesson, and a few more."""
-    return [name for name in re.findall(r"user: (\w+)", CONFIG.read_text()) if name not in ("sys", "sandbox")]
+    return [name for name in re.findall(r"user: (\w+)", CONFIG.read_text(encoding="utf-8")) if name not in ("sys", "sandbox")]
 
 
 @dataclass
 class Node:
-    """A node and what identifies it. It is ours only while pid, creation time and server id all match."""
+    """A node and what identifies it: the process with this pid that keeps its data in this store, and says this server id."""
     name: str
     port: int                    # clients
     monitor: int                 # HTTP monitoring
     store: str = ""              # folder of its JetStream data; empty if it is no process of ours
     pid: int = 0
-    created: float = 0.0         # seconds since the epoch, as the system counts a process's creation
     server_id: str = ""
     sync: str = "2m"             # how long the server may leave what it wrote to the operating system; or "always"
 
@@ -78,37 +73,33 @@ class Node:
         return Path(self.store).with_suffix(".log")
 
     def process(self):
-        """The living process of this node (psutil.Process), or None. A pid that was given away again is not it."""
+        """The living process of this node (psutil.Process), or None. A pid that was given away again is not it: that process
+        was not started on this store."""
         for child in STARTED:
             child.poll()
         try:
             process = psutil.Process(self.pid) if self.pid else None
-            if process and abs(process.create_time() - self.created) < 0.01 and process.status() != "zombie":
-                return process
+            return process if process and store_of(process) == Path(self.store) else None
         except psutil.NoSuchProcess:
-            pass
-        return None
+            return None
 
-    def spawn(self, routes, advertise=None):
-        """Starts the process, detached from this one, and returns at once. advertise: what to tell other nodes about
-        its own route port (default: the port itself)."""
+    def spawn(self, routes, advertise=None, outlives=False):
+        """Starts the process and returns at once. advertise: what to tell other nodes about its own route port (default:
+        the port itself); outlives: True if the node stays when this process ends. Raises LabError if it cannot start."""
         settings = {
             "NODE": self.name, "BACKEND": "embedded", "ROUTE_PING": "30s", "SYNC": self.sync,
             "STORE": Path(self.store).as_posix(),
             "CLIENT_LISTEN": f"127.0.0.1:{self.port}", "CLIENT_ADVERTISE": f"127.0.0.1:{self.port}",
             "MONITOR_LISTEN": f"127.0.0.1:{self.monitor}",
             "CLUSTER_LISTEN": f"127.0.0.1:{self.route}", "CLUSTER_ADVERTISE": advertise or f"127.0.0.1:{self.route}"}
-        # nats-server parses each value as configuration: quotes keep a path with a space whole.
-        environment = {**os.environ, **{key: json.dumps(value) for key, value in settings.items()},
-                       "ROUTES": json.dumps([f"nats://127.0.0.1:{port}" for port in routes])}
-        detached = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
-                    if os.name == "nt" else {"start_new_session": True})
-        Path(self.store).mkdir(parents=True, exist_ok=True)
+        urls = ", ".join(quoted(f"nats://127.0.0.1:{port}") for port in routes)
+        environment = {**os.environ, **{key: quoted(value) for key, value in settings.items()}, "ROUTES": f"[{urls}]"}
+        make_folder(Path(self.store))
         with open(self.log, "ab") as log:
-            child = subprocess.Popen([server_binary(), "-c", str(CONFIG)], env=environment, stdin=subprocess.DEVNULL,
-                                     stdout=log, stderr=log, cwd=self.store, **detached)
+            child = launch([server_binary(), "-c", str(CONFIG)], env=environment, outlives=outlives,
+                           stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.store)
         STARTED.append(child)
-        self.pid, self.created, self.server_id = child.pid, psutil.Process(child.pid).create_time(), ""
+        self.pid, self.server_id = child.pid, ""
 
     async def varz(self, path="varz", timeout=0.5):
         """What the node tells of itself on its monitoring port (dict), or None if nobody answers in time (seconds)."""
@@ -125,9 +116,28 @@ class Node:
         end_processes([self.process()])
 
 
+def quoted(text):
+    """A text as nats-server reads it in a configuration or in a variable of one: in quotes, and whatever it holds, such as
+    the quotes in a path, stays what it is."""
+    return '"' + re.sub(r'[\x00-\x1f"\\\x7f]', lambda odd: f"\\x{ord(odd[0]):02X}", text) + '"'
+
+
+def store_of(process):
+    """The folder in which the nats-server of this psutil process keeps its data (Path). None if it is no node of a lab, has
+    ended, or is another user's."""
+    try:
+        name, store = process.name(), process.environ().get("STORE", "")
+    except (psutil.Error, OSError):
+        return None
+    if not name.startswith("nats-server") or not store.startswith('"'):
+        return None
+    return Path(re.sub(r"\\x([0-9A-F]{2})", lambda odd: chr(int(odd[1], 16)), store.strip('"')))
+
+
 def end_processes(processes, graceful=0):
-    """Ends these psutil processes: asks first if graceful (seconds) is given, then kills. Returns when all are gone."""
-    processes = [process for process in processes if process]
+    """Ends these psutil processes: asks first if graceful (seconds) is given, then kills. Returns when all are gone. Raises
+    LabError, in the end, if one is another user's."""
+    processes, refused = [process for process in processes if process], []
     for signal, patience in (("terminate", graceful), ("kill", 5)):
         if patience:
             for process in processes:
@@ -136,24 +146,35 @@ def end_processes(processes, graceful=0):
                     getattr(process, signal)()
                 except psutil.NoSuchProcess:
                     pass
+                except psutil.AccessDenied:
+                    refused.append(process)
+            processes = [process for process in processes if process not in refused]
             _, processes = psutil.wait_procs(processes, timeout=patience)
     for child in STARTED:
         child.poll()
+    if refused:
+        who = ", ".join(f"{process.pid} of {process.username()}" for process in refused)
+        raise LabError(f"These processes belong to another user, who has to end them: {who}.")
 
 
 def strays(folder):
     """Processes of the shared cluster's nodes of this home (stores in run-*), whoever started them and whatever was written
-    down. Nodes of a private cluster (stores in private-*) belong to the kernel that started them."""
-    found = []
-    for process in psutil.process_iter(["name"]):
-        try:
-            if (process.info["name"] or "").startswith("nats-server"):
-                store = json.loads(process.environ().get("STORE") or '""')
-                if store and any(up.parent == Path(folder) and up.name.startswith("run-") for up in Path(store).parents):
-                    found.append(process)
-        except (psutil.Error, ValueError):  # gone, somebody else's, or not started by us
-            pass
-    return found
+    down. Nodes of a private cluster belong to the kernel that started them."""
+    return [process for process in psutil.process_iter() if _is_shared(store_of(process), Path(folder))]
+
+
+def _is_shared(store, folder):
+    return store is not None and store.parent.parent == folder and store.parent.name.startswith("run-")
+
+
+def first_port_of(process):
+    """The client port of n1 in the cluster of the node that this psutil process is, or None if it has ended."""
+    try:
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return None
+    port = int(environment["CLIENT_LISTEN"].strip('"').rpartition(":")[2])
+    return port - NAMES.index(environment["NODE"].strip('"'))
 
 
 def holder(port):

@@ -3,9 +3,8 @@ import itertools
 import os
 import random
 import shutil
-import tempfile
 
-from labkit import nodes, ward
+from labkit import launch, nodes
 from labkit.cluster import Cluster, find_compose, mended_compose, refuse_full_disk, start_compose, wait_ready
 from labkit.errors import LabError
 from labkit.links import Links
@@ -22,12 +21,10 @@ class Private(Cluster):
     def start_links(self):
         """Starts the proxies. Raises OSError if one of their ports is taken."""
         self.links = Links(self.proxies)
-        ward.keep(pid=self.links.child.pid)
 
     def spawn(self, node):
         """Starts (or starts again, on its old data) one node; returns at once."""
         node.spawn([port for (one, _), port in self.links.ports.items() if one == node.name], advertise=NOWHERE)
-        ward.keep(pid=node.pid)
 
     def end(self):
         """Ends nodes and proxies and removes the data. Returns the names of nodes that could not be ended."""
@@ -42,7 +39,7 @@ async def start(tries=3, sync="2m"):
     """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises LabError.
 
     sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always"."""
-    nodes.home().mkdir(parents=True, exist_ok=True)
+    launch.own_folder()
     refuse_full_disk()
     while True:
         cluster = _laid_out(sync)
@@ -72,10 +69,9 @@ async def start_or_containers(say):
 
 def _laid_out(sync):
     """A Private cluster with its ports and its folder; nothing of it runs yet."""
-    folder = tempfile.mkdtemp(prefix="private-", dir=nodes.home())  # a real disk: a folder for temporary files may be memory
-    ward.keep(folder=folder)
+    folder = launch.new_folder("private")  # on a real disk: a folder for temporary files may be memory
     base, at = free_base(), itertools.count(6000)
-    members = [Node(name, base + i, base + i + 4000, f"{folder}/{name}", sync=sync) for i, name in enumerate(nodes.NAMES)]
+    members = [Node(name, base + i, base + i + 4000, str(folder / name), sync=sync) for i, name in enumerate(nodes.NAMES)]
     cluster = Private("embedded", members, [node.url for node in members])
     cluster.folder = folder
     cluster.proxies = {(a.name, b.name): (base + next(at), b.route) for a in members for b in members if a is not b}

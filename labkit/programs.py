@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labkit import nodes, ward
+from labkit import nodes
 from labkit.errors import LabError
+from labkit.launch import launch
 
 
 class Program:
@@ -74,9 +75,8 @@ def program(lab, file, name=None, **environment):
     name = name or Path(file).stem
     clean = {key: value for key, value in os.environ.items() if not key.startswith("NATS_")}
     with open(lab.scratch / f"{name}.out", "wb") as out, open(lab.scratch / f"{name}.err", "wb") as err:
-        child = subprocess.Popen([sys.executable, str(source(file))], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                 cwd=lab.scratch, env={**clean, **{k: str(v) for k, v in settings.items() if v is not None}})
-    ward.keep(pid=child.pid)
+        child = launch([sys.executable, str(source(file))], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                       cwd=lab.scratch, env={**clean, **{k: str(v) for k, v in settings.items() if v is not None}})
     running = Program(name, child, lab.scratch)
     lab.on_close(running.end)
     return running

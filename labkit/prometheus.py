@@ -6,8 +6,9 @@ import subprocess
 import urllib.error
 import urllib.parse
 
-from labkit import nodes, ward
+from labkit import nodes
 from labkit.errors import LabError
+from labkit.launch import launch
 
 
 async def prometheus(lab, config, rules="", timeout=20):
@@ -24,10 +25,9 @@ async def prometheus(lab, config, rules="", timeout=20):
     (folder / "prometheus.yml").write_text(config, encoding="utf-8")
     (folder / "rules.yml").write_text(rules or "groups: []\n", encoding="utf-8")
     with open(folder / "prometheus.log", "wb") as said:
-        child = subprocess.Popen([program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-                                  f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
-                                 stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=folder)
-    ward.keep(pid=child.pid)
+        child = launch([program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+                        f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
+                       stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=folder)
     lab.on_close(lambda: _end(child))
     server = Prometheus(f"http://127.0.0.1:{port}")
     try:

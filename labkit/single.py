@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from labkit import nodes, ward
+from labkit import nodes
 from labkit.errors import LabError
+from labkit.launch import launch
 
 _count = itertools.count(1)
 
@@ -24,9 +25,8 @@ class Single:
     async def start(self, timeout=10):
         """Starts it (again, on its old data) and returns when it answers. Raises LabError with the log's last words."""
         with open(self.log, "ab") as log:
-            self.child = subprocess.Popen([nodes.server_binary(), "-c", str(self.folder / "server.conf")], cwd=self.folder,
-                                          stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        ward.keep(pid=self.child.pid)
+            self.child = launch([nodes.server_binary(), "-c", str(self.folder / "server.conf")], cwd=self.folder,
+                                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         end = asyncio.get_running_loop().time() + timeout
         while not await self._answers():
             if self.child.poll() is not None or asyncio.get_running_loop().time() > end:
@@ -70,6 +70,7 @@ async def single(lab, config=""):
     folder = Path(tempfile.mkdtemp(prefix=f"single-{next(_count)}-", dir=lab.scratch))
     for _ in range(3):  # another program may take the port in that moment
         server = Single(folder)
+        lab.on_close(server.stop)
         (folder / "server.conf").write_text(f'listen: "127.0.0.1:{server.port}"\n{config}\n', encoding="utf-8")
         try:
             await server.start()
@@ -80,5 +81,4 @@ async def single(lab, config=""):
             server.log.unlink()
     else:
         raise LabError("No free port could be held for the server.")
-    lab.on_close(server.stop)
     return server

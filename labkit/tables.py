@@ -6,7 +6,6 @@ import psutil
 
 from labkit import compose, state
 from labkit.errors import LabError
-from labkit.private import Private
 
 
 async def nodes(cluster, isolated=()):
@@ -33,8 +32,8 @@ async def nodes(cluster, isolated=()):
 
 
 def _why_silent(cluster, node):
-    """The state of a node that does not answer: of a private one the process tells it, of a container, docker."""
-    if isinstance(cluster, Private):
+    """The state of a node that does not answer: its process tells it, of a container, docker."""
+    if node.store:
         process = node.process()
         try:
             return "dead" if not process else "paused" if process.status() == psutil.STATUS_STOPPED else "no answer"

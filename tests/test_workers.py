@@ -199,7 +199,7 @@ async def test_the_scratch_folder_goes_with_the_lesson(lab):
 
 KERNEL = """
 import asyncio, json, sys, time
-from labkit import Lab, ward, workers
+from labkit import Lab, launch, workers
 from labkit.valkey import valkey
 
 async def main():
@@ -207,7 +207,8 @@ async def main():
     workers.write("effects_once", "waits.py", %r)
     a, b, c = [await lab.worker("waits.py", name, pause_at=place) for name, place in [("A", None), ("B", "ready"), ("C", None)]]
     c.pause()
-    pids, folders = [a.pid, b.pid, c.pid, ward._ward.pid], [str(lab.scratch)]
+    held, = launch._held.values()
+    pids, folders = [a.pid, b.pid, c.pid, held.ward.pid], [str(lab.scratch)]
     if sys.platform != "win32":
         import redis
         client = redis.Redis.from_url(await valkey(lab), decode_responses=True)
@@ -267,7 +268,8 @@ BEGIN = """
 shop, url = await open_shop(), None if os.name == "nt" else await valkey(lab)
 a, b = [await lab.worker("shop.py", name, **shop) for name in "AB"]
 b.pause()
-pids = [a.pid, b.pid, ward._ward.pid]
+held, = launch._held.values()
+pids = [a.pid, b.pid, held.ward.pid]
 if url:
     async with redis.from_url(url) as client:
         pids.append((await client.info("server"))["process_id"])
@@ -297,7 +299,7 @@ async def jupyter():
     async with client.async_setup_kernel():
         for name in ("setup", "shop-tools", "shop-looks", "worker-shop"):
             await run(lesson[name])
-        yield client, run, json.loads(await run("import os\nfrom labkit import ward\n" + BEGIN))
+        yield client, run, json.loads(await run("import os\nfrom labkit import launch\n" + BEGIN))
 
 
 @posix

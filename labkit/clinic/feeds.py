@@ -6,9 +6,10 @@ import time
 
 import nats
 
-from labkit import nodes, ward
+from labkit import nodes
 from labkit.client import farewell
 from labkit.clinic.case import Case, Unwell
+from labkit.launch import launch
 
 
 class gaps_in_the_chart(Case):
@@ -123,12 +124,11 @@ class drill_gone_wrong(Case):
 
     async def _node(self, i):
         routes = ",".join(f"nats://127.0.0.1:{port}" for port in self.ports[2:])
-        self.processes[i] = subprocess.Popen(
+        self.processes[i] = launch(
             [nodes.server_binary(), "-a", "127.0.0.1", "-p", str(self.ports[i]), "-n", f"container{i + 1}",
              "--cluster_name", "drill",
              "--cluster", f"nats://127.0.0.1:{self.ports[2 + i]}", "--routes", routes,
              "--client_advertise", self.settings["advertise"][i]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        ward.keep(pid=self.processes[i].pid)
         await self.until(lambda: nodes.listens(self.ports[i]), 5)
 
     async def shop(self):

@@ -1,0 +1,129 @@
+"""Starts processes, and knows them again.
+
+Each one is detached: what interrupts or ends this process (Ctrl-C, the stop button, a closed terminal) does not reach it.
+What belongs to a kernel carries the kernel's name: a process in its environment (LABKIT_OWNER), a folder in its path. A pid
+may be given to another program and a clock may be set, but the environment that a process was started with stays. So
+nobody else's process is ever ended, and what a killed kernel left behind can be found.
+"""
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from labkit import paths
+from labkit.errors import explained
+
+OWNER = "LABKIT_OWNER"
+WARD = Path(__file__).with_name("ward.py")
+_held = {}  # folder of all kernels -> what this process holds there
+
+
+@dataclass
+class Held:
+    """What a kernel holds as long as it lives."""
+    folder: Path
+    lock: FileLock                      # tells everybody else that the folder is in use
+    ward: subprocess.Popen = None       # removes the folder, and ends what uses it, when the kernel has ended
+
+
+def launch(command, env=None, outlives=False, **options):
+    """Starts a detached process that ends with this one, at the latest. Returns its Popen.
+
+    env: its whole environment (default: this process's own). outlives: True for what stays when this process ends.
+    options: of subprocess.Popen. Raises LabError with the way out where the system refuses (too many open files, say)."""
+    env = dict(os.environ if env is None else env)
+    env.pop(OWNER, None)
+    if not outlives:
+        env[OWNER] = str(own_folder())
+    detached = {"start_new_session": True}
+    if os.name == "nt":
+        detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    try:
+        return subprocess.Popen(command, env=env, **detached, **options)
+    except OSError as error:
+        raise explained(error) from error
+
+
+def own_folder():
+    """The folder of this process under the lab's home (Path). It goes when the process ends, however it ends. Raises
+    LabError where it cannot be made."""
+    kernels = paths.home() / "kernels"
+    held = _held.get(kernels)
+    if not held or not held.folder.is_dir():
+        held = _held[kernels] = _make(kernels)
+    if not held.ward or held.ward.poll() is not None:
+        held.ward = launch([sys.executable, "-P", str(WARD), str(held.folder)], outlives=True, stdin=subprocess.PIPE,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return held.folder
+
+
+def _make(kernels):
+    folder = kernels / f"{os.getpid()}-{secrets.token_hex(4)}"
+    paths.make_folder(kernels)
+    lock = FileLock(_lock_of(folder))
+    try:
+        lock.acquire(timeout=0)  # before there is a folder: one without a lock that is held is anybody's to remove
+        folder.mkdir()
+    except OSError as error:
+        raise paths.not_writable(kernels, error) from None
+    return Held(folder, lock)
+
+
+def new_folder(prefix):
+    """A new empty folder in own_folder(), whose name begins with `prefix`. Returns a Path; raises LabError where none can be
+    made."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=own_folder()))
+    except OSError as error:
+        raise paths.not_writable(own_folder(), error) from None
+
+
+def orphans():
+    """What kernels that are gone have left in this home: (list of psutil processes, list of folders)."""
+    kernels = paths.home() / "kernels"
+    processes = [process for process in psutil.process_iter()
+                 if (owner := owner_of(process)) and owner.parent == kernels and not in_use(owner)]
+    return processes, [folder for folder in kernels.glob("*/") if not in_use(folder)]
+
+
+def owner_of(process):
+    """The folder of the kernel that this psutil process was started for (Path). None if there is none, the process has ended,
+    or it is another user's."""
+    try:
+        owner = process.environ().get(OWNER)
+    except (psutil.Error, OSError):
+        return None
+    return Path(owner) if owner else None
+
+
+def in_use(folder):
+    """True while the kernel lives to which this folder belongs."""
+    return is_locked(_lock_of(folder))
+
+
+def is_locked(path):
+    """True if a living process holds the lock of this file. Raises OSError if it is another user's file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def remove_lock(folder):
+    """Removes what is left of a kernel that is gone, when its folder is removed."""
+    _lock_of(folder).unlink(missing_ok=True)
+
+
+def _lock_of(folder):
+    return folder.with_name(f"{folder.name}.lock")

@@ -1,0 +1,36 @@
+"""Where the lab's files lie."""
+import os
+from pathlib import Path
+
+from labkit.errors import LabError, advice
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def home():
+    """The folder that holds all state of the lab: LABKIT_HOME, or .labkit in the project's folder, which git ignores.
+
+    A relative LABKIT_HOME is taken from the project's folder, so that it means the same to the command and to a notebook,
+    which run in different folders. `~` is the user's own folder. Raises LabError if there is no such user."""
+    try:
+        wanted = Path(os.environ.get("LABKIT_HOME") or ".labkit").expanduser()
+    except RuntimeError as error:  # ~nobody-of-that-name
+        raise LabError(f"LABKIT_HOME is {os.environ['LABKIT_HOME']!r}: {error} Wanted: a folder of yours.") from None
+    return (PROJECT / wanted).resolve()
+
+
+def make_folder(path):
+    """Makes this folder, and those above it, unless they are there. Returns it; raises LabError where it may not be written
+    to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(path, error) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise not_writable(path, PermissionError(13, "Permission denied", str(path)))
+    return path
+
+
+def not_writable(path, error):
+    """The LabError that says so."""
+    return LabError(f"The lab may not write to {path} ({error.strerror}). {advice(error)}")
