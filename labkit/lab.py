@@ -11,7 +11,7 @@ from labkit import cluster as clusters
 from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
-from labkit.errors import ErrorNet, LabError, describe
+from labkit.errors import ErrorNet, LabError, describe, explained
 from labkit.exercises import book
 from labkit.launch import new_folder
 from labkit.seen import what_it_saw
@@ -42,8 +42,10 @@ class Lab:
         lab._lock, lab.faults, lab._undo = claim(topic), faults.Faults(lab), contextlib.AsyncExitStack()
         try:
             await lab._enter(private)
-        except BaseException:
+        except BaseException as error:
             await lab._leave()
+            if isinstance(error, OSError):  # a full disk, say
+                raise explained(error) from error
             raise
         return lab
 

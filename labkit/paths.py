@@ -1,5 +1,6 @@
 """Where the lab's files lie."""
 import os
+import tempfile
 from pathlib import Path
 
 from labkit.errors import LabError, advice
@@ -24,10 +25,9 @@ def make_folder(path):
     to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise not_writable(path, error) from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise not_writable(path, PermissionError(13, "Permission denied", str(path)))
     return path
 
 

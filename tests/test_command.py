@@ -1,20 +1,20 @@
 """python -m labkit, as its users call it."""
-import io
+import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import tokenize
 import urllib.request
-from pathlib import Path
 
 import nbformat
 import pytest
 
-from labkit import LabError, nodes, notebook
+from labkit import LabError, doctor, nodes, notebook
+from labkit import cluster as clusters
 
 
 def test_doctor_finds_nothing_wrong_here_and_says_what_it_looked_at(own, labkit):
@@ -37,7 +37,7 @@ def test_doctor_names_a_package_of_another_version_and_the_fix(own, labkit, tmp_
     (site / "nats_py-1.0.0.dist-info").mkdir(parents=True)
     (site / "nats_py-1.0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: nats-py\nVersion: 1.0.0\n")
     code, said = labkit("doctor", PYTHONPATH=str(site))
-    assert code == 1 and "nats-py is 1.0.0, wanted 2.16.0" in said and "pip install -r requirements.txt" in said
+    assert code == 1 and "nats-py is 1.0.0, wanted 2.16.0" in said and "pip install -r " in said and "requirements.txt" in said
 
 
 def test_doctor_reports_nodes_that_an_earlier_run_left(own, labkit):
@@ -92,7 +92,9 @@ def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
+    said = []
+    outer, inner = pytest.importorskip("pty").openpty()
+    lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)], stdin=inner,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         end = time.monotonic() + 180
@@ -106,14 +108,19 @@ def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
         else:
             pytest.fail("JupyterLab did not answer within 180 s")
         assert labkit("status")[0] == 0
-        os.kill(lab.pid, signal.SIGINT)  # of Ctrl-C, JupyterLab gets one of its own and asks; the command waits for its end
-        with pytest.raises(subprocess.TimeoutExpired):
-            lab.wait(timeout=1)
+        os.kill(lab.pid, signal.SIGINT)  # Ctrl-C on a terminal: JupyterLab asks
+        os.write(outer, b"n\n")
+        while "resuming operation" not in "".join(said):
+            said.append(lab.stdout.readline())
+            assert said[-1]
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=10).status == 200
     finally:
         os.killpg(lab.pid, signal.SIGTERM)
-        said = lab.communicate(timeout=60)[0]
-    assert "cluster up after" in said and "00_start_here.ipynb" in said
+        said.append(lab.communicate(timeout=60)[0])
+        os.close(outer)
+        os.close(inner)
+    text = "".join(said)
+    assert "cluster up after" in text and "00_start_here.ipynb" in text and "this Jupyter server (y/[n])?" in text
 
 
 def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
@@ -176,24 +183,73 @@ def test_the_versions_agree_everywhere():
     assert said.strip() == f"nats-server: v{version}"
 
 
-SPECIAL = {"workers", "runner", "ward", "valkey", "private", "links", "faults", "state", "cockpit", "programs", "single",
-           "prometheus", "sweep", "experiment"}
-PICTURES = {"pictures", "streams", "plots", "outages", "queues", "lives", "ideas", "meters", "cockpit_map"}
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_every_command_speaks_any_encoding_with_its_output_redirected(own, encoding, tmp_path):
+    def run(*arguments):
+        with open(tmp_path / "said", "wb") as said:
+            done = subprocess.run([sys.executable, "-m", "labkit", *arguments], stdin=subprocess.DEVNULL, stdout=said,
+                                  stderr=said, env={**os.environ, "PYTHONIOENCODING": encoding})
+        text = (tmp_path / "said").read_text(encoding=encoding)
+        assert "UnicodeEncodeError" not in text and "Traceback" not in text and text.strip()
+        return done.returncode, text
+    code, said = run("doctor")
+    assert code == 0 and "ok" in said and "Python 3." in said
+    assert run("status") == (1, run("status")[1])
+    assert run("up")[0] == 0
+    code, said = run("status")
+    assert code == 0 and said.count(" up ") == 3
+    code, said = run("reset", "no_süch…")
+    assert code == 1 and "wanted: one of" in said
+    assert "stream(s) deleted" in run("reset")[1]
+    assert run("--help")[0] == 0
+    assert "3 processes ended" in run("down")[1]
 
 
-def test_the_core_of_labkit_stays_small():
-    """No file over 250 lines. In lines of code (docstrings, comments and blank lines not counted): the core under 1,500,
-    what only some lessons use (workers, faults, cockpit, sweeps) under 1,200, pictures under 800."""
-    texts = {path.stem: path.read_text() for path in Path(nodes.__file__).parent.glob("*.py")}
-    assert max(len(text.splitlines()) for text in texts.values()) <= 250
-    code = {name: lines_of_code(text) for name, text in texts.items()}
-    assert sum(code[name] for name in code.keys() - PICTURES - SPECIAL) < 1500
-    assert sum(code[name] for name in SPECIAL) < 1200 and sum(code[name] for name in PICTURES) < 800
+@pytest.mark.parametrize("arguments", [("reset", "[/x]"), ("execute", "[/x]"), ("experiment", "[/x]"),
+                                       ("experiment", "91", "-p", "[abc]foo"), ("experiment", "91", "-p", "[/x]=1")])
+def test_brackets_are_brackets(own, labkit, arguments):
+    code, said = labkit(*arguments)
+    assert code == 1 and arguments[-1].split("=")[0] in said and "Traceback" not in said
 
 
-def lines_of_code(text):
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    words = [t for t in tokens if t.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
-                                                 tokenize.DEDENT, tokenize.ENDMARKER)]
-    alone = {t.start[0] for t in words if t.type == tokenize.STRING and t.line.strip().startswith(('"""', "'"))}
-    return len({t.start[0] for t in words} - alone)
+async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, labkit):
+    code, said = await asyncio.to_thread(labkit, "status", COLUMNS="80")
+    assert code == 1 and "no cluster is up" in said and str(own) in said and f"ports {nodes.first_port()}–" in said
+    cluster = await clusters.find_or_start()
+    code, whole = await asyncio.to_thread(labkit, "status", COLUMNS="80")
+    assert code == 0
+    cluster.nodes[1].end()
+    code, said = await asyncio.to_thread(labkit, "status", COLUMNS="80")
+    assert code == 1 and "2 of 3 nodes are up; not n2. Start what is missing: python -m labkit up" in said
+    for text, states in ((whole, ["up", "up", "up"]), (said, ["up", "dead", "up"])):
+        rows = [line.split() for line in text.splitlines() if re.match(r"\s*n\d ", line)]
+        assert [row[1] for row in rows] == states
+        assert [row[2] for row in rows] == [str(node.port) for node in cluster.nodes]
+        assert max(len(line) for line in text.splitlines()[1:]) <= 80
+    assert "memory_mib" in said and "2.15.1" in said
+
+
+def test_every_command_says_which_lab_it_means(own, labkit):
+    place = f"ports {nodes.first_port()}–{nodes.first_port() + 2}, home {own}"
+    for arguments in (["status"], ["up"], ["up"], ["status"], ["reset"], ["reset", "mine"], ["down"], ["down"]):
+        assert place in labkit(*arguments)[1], arguments
+
+
+def test_the_doctor_says_what_to_write_where_localhost_is_not_127_0_0_1(own, monkeypatch):
+    monkeypatch.setattr(doctor.socket, "getaddrinfo", lambda *_: (_ for _ in ()).throw(socket.gaierror()))
+    said = [finding.text + finding.fix for finding in doctor.localhost()]
+    assert "`localhost` does not lead to 127.0.0.1" in said[0] and "Write 127.0.0.1" in said[0]
+    assert f"LABKIT_PORT is {nodes.first_port()}" in said[1] and f"nats://127.0.0.1:{nodes.first_port()}" in said[1]
+
+
+def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
+    assert " -m pip install -r " in doctor.install_command()
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    said = doctor.install_command()
+    assert said.startswith("uv pip install --python ") and str(nodes.PROJECT / "requirements.txt") in said
+
+
+def test_the_port_that_the_doctor_advises_is_free(own):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 14223 + 4000))
+        assert doctor.other_port(nodes.first_port()) not in (14222, nodes.first_port())

@@ -1,0 +1,224 @@
+"""However the lab is stopped, it ends what is its own and nothing else, and what is left is found and named."""
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from labkit import Lab, launch, nodes, ward
+from labkit import cluster as clusters
+
+OPEN = """
+import asyncio, json, time
+from labkit import Lab, launch, workers
+from labkit.single import single
+async def main():
+    lab = await Lab.open("checks", private=True)
+    workers.write("checks", "waits.py", "import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(600)")
+    worker, server = await lab.worker("waits.py", "A"), await single(lab)
+    await lab.faults.pause("n1")
+    pids = [node.pid for node in lab.cluster.nodes] + [lab.cluster.links.child.pid, worker.pid, server.child.pid]
+    held, = launch._held.values()
+    print(json.dumps({"pids": pids, "servers": pids[:3] + pids[-1:], "ward": held.ward.pid, "folder": str(held.folder)}), flush=True)
+    time.sleep(600)
+asyncio.run(main())
+"""
+posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+
+
+def alive(pids):
+    found = []
+    for pid in pids:
+        try:
+            found += [pid] if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else []
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def wait_for(condition, timeout=30):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def told(process):
+    """What this program prints as JSON."""
+    return next(json.loads(line) for line in process.stdout if line.startswith("{"))
+
+
+@posix
+def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(own, python, labkit):
+    kernel = python(OPEN)
+    left = told(kernel)
+    for pid in (left["ward"], kernel.pid):
+        os.kill(pid, signal.SIGKILL)
+    kernel.wait()
+    servers = left["servers"]  # the proxies and the worker end by themselves: they hear that the kernel is gone
+    wait_for(lambda: alive(left["pids"]) == servers)
+    code, said = labkit("doctor")
+    assert code == 0 and f"left {len(servers)} process(es)" in said and "python -m labkit down" in said
+    assert all(str(pid) in said for pid in servers)
+    code, said = labkit("down")
+    assert code == 0 and f"{len(servers)} that killed kernels had left" in said
+    assert alive(left["pids"]) == [] and not Path(left["folder"]).exists()
+    assert "killed" not in labkit("doctor")[1]
+
+
+@posix
+def test_down_leaves_what_belongs_to_a_kernel_that_lives(own, python, labkit):
+    kernel = python(OPEN)
+    mine = told(kernel)
+    code, said = labkit("down")
+    assert code == 1 and f"A lesson is open: checks (process {kernel.pid})" in said and "Or say --yes" in said
+    assert labkit("down", "--yes")[0] == 0
+    assert alive(mine["pids"]) == mine["pids"]
+    os.kill(kernel.pid, signal.SIGKILL)
+    kernel.wait()
+    wait_for(lambda: not alive(mine["pids"]) and not Path(mine["folder"]).exists())
+
+
+@posix
+@pytest.mark.parametrize("answer, code", [("n\n", 1), ("y\n", 0)])
+def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
+    lesson = python("import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n    print('{}', flush=True)\n"
+                    "    await asyncio.sleep(600)\nasyncio.run(main())")
+    told(lesson)
+    outer, inner = pytest.importorskip("pty").openpty()
+    asked = subprocess.Popen([sys.executable, "-m", "labkit", "down"], stdin=inner, stdout=inner, stderr=inner)
+    os.close(inner)
+    said = b""
+    while b"Go on?" not in said:
+        said += os.read(outer, 4096)
+    assert b"A lesson is open: checks" in said
+    os.write(outer, answer.encode())
+    assert asked.wait(60) == code
+    os.close(outer)
+    assert len(nodes.strays(own)) == (3 if code else 0)
+
+
+def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, python, labkit):
+    lesson = python("import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n    print('{}', flush=True)\n"
+                    "    await asyncio.sleep(600)\nasyncio.run(main())")
+    told(lesson)
+    code, said = labkit("reset")
+    assert code == 1 and "checks (process" in said and "--yes" in said
+    assert labkit("reset", "mine")[0] == 0
+    assert labkit("reset", "--yes")[0] == 0
+
+
+def test_down_beside_up_leaves_one_state_or_the_other(own, labkit):
+    for _ in range(3):
+        both = [subprocess.Popen([sys.executable, "-m", "labkit", verb], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                for verb in ("up", "down")]
+        said = [process.communicate(timeout=120)[0].decode() for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        cluster = asyncio.run(clusters.find())
+        assert len(nodes.strays(own)) == (3 if cluster else 0), said
+        assert labkit("status")[0] == (0 if cluster else 1)
+    labkit("down")
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for(lambda: nodes.listens(port) and urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=9).status == 200,
+                 timeout=120)
+        lab.send_signal(number)
+        lab.wait(60)
+        wait_for(lambda: not nodes.listens(port))
+    finally:
+        if nodes.listens(port):
+            os.killpg(lab.pid, signal.SIGKILL)
+    assert len(nodes.strays(own)) == 3, "the cluster stays up"
+
+
+@posix
+async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, kernel_name="python3")
+
+    async def run(source):
+        client.nb.cells.append(nbformat.v4.new_code_cell(source))
+        cell = await client.async_execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+        return "".join(output.get("text", "") for output in cell.outputs)
+    async with client.async_setup_kernel():
+        await run("from labkit import Lab, clinic, launch, ward\nfrom labkit.programs import program\nfrom labkit.single import single\n"
+                  "lab = await Lab.open('troubleshooting_clinic', private=True)")
+        await run("server = await single(lab)\nlost = program(lab, 'producer.py', NATS_URL='nats://127.0.0.1:1')\n"
+                  "case = await clinic.open(lab, 'drill_gone_wrong')\nawait lab.until(lambda: case.processes)")
+        before = json.loads(await run("import json\nheld, = launch._held.values()\n"
+                                      "print(json.dumps(sorted(p.pid for p in ward.owned(str(held.folder)))))"))
+        assert len(before) >= 3 + 1 + 2 + 1, "nodes and proxies, the server and the program, a node of the clinic"
+        busy = tmp_path / "busy"
+        cell = asyncio.create_task(run(f"open({str(busy)!r}, 'w').close()\nimport time\ntime.sleep(60)"))
+        while not busy.exists():
+            await asyncio.sleep(0.01)
+        kernel = client.km.provisioner.pid
+        assert os.getpgid(kernel) not in {os.getpgid(pid) for pid in before}
+        await client.km.interrupt_kernel()  # SIGINT to the kernel's process group
+        with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
+            await cell
+        assert alive(before) == before
+        await run("await lab.close()")
+        assert alive(before) == []
+
+
+async def test_a_clock_that_is_set_while_a_lab_is_open_changes_nothing(own, monkeypatch):
+    """The system counts a process's creation from the time of boot, which moves when the clock is set."""
+    shared = await clusters.find_or_start()
+    lab = await Lab.open("checks", private=True)
+    created = psutil.Process.create_time
+    for hours in (1, -1):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process, hours=hours: created(process) + hours * 3600)
+        assert [node.process().pid for node in lab.cluster.nodes] == [node.pid for node in lab.cluster.nodes]
+        assert set((await lab.nodes())["state"]) == {"up"}
+        assert [node.pid for node in (await clusters.find_or_start()).nodes] == [node.pid for node in shared.nodes]
+    pids = [node.pid for node in lab.cluster.nodes]
+    await lab.close()
+    assert alive(pids) == []
+
+
+@posix
+def test_nor_does_it_when_the_kernel_is_killed_after_the_clock_was_set(own, python, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, psutil\ncreated = psutil.Process.create_time\n"
+        "psutil.Process.create_time = lambda p: created(p) + 3600 * os.path.exists(os.environ['CLOCK'])\n")
+    kernel = python(OPEN, PYTHONPATH=str(tmp_path), CLOCK=str(tmp_path / "set"))
+    left = told(kernel)
+    (tmp_path / "set").touch()
+    kernel.kill()
+    kernel.wait()
+    wait_for(lambda: not alive(left["pids"]) and not Path(left["folder"]).exists())
+
+
+def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
+    folder = launch.own_folder()
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    mine = launch.launch([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        assert [process.pid for process in ward.owned(str(folder)) if process.pid in (stranger.pid, mine.pid)] == [mine.pid]
+        assert launch.owner_of(psutil.Process(stranger.pid)) is None
+        node = nodes.Node("n1", 1, 1, store=str(own / "run-x" / "n1"), pid=stranger.pid)
+        assert node.process() is None
+    finally:
+        for process in (stranger, mine):
+            process.kill()
+            process.wait()
