@@ -63,6 +63,14 @@ def own_folder():
     return held.folder
 
 
+def release():
+    """Ends and removes what own_folder() stands for before this process ends: all that it launched in this home."""
+    held = _held.pop(paths.home() / "kernels", None)
+    if held:
+        held.ward.communicate()  # it reads the end of its input, does its work, and ends
+        held.lock.release()
+
+
 def _make(kernels):
     folder = kernels / f"{os.getpid()}-{secrets.token_hex(4)}"
     paths.make_folder(kernels)

@@ -4,7 +4,9 @@ A small process of its own for each kernel (see launch.py), which imports nothin
 whose other end the kernel holds. When the kernel ends, also by SIGKILL, the system closes the pipe. Then this process ends
 everything that was started for the kernel, removes the folder and its lock, and ends itself.
 
-    python ward.py FOLDER
+    python ward.py FOLDER [VARIABLE]
+
+VARIABLE is the environment variable that holds FOLDER in the processes to end: LABKIT_OWNER, unless another one is given.
 """
 import contextlib
 import os
@@ -15,29 +17,33 @@ import time
 import psutil
 
 
-def owned(folder):
-    """The living processes that were started with LABKIT_OWNER=folder (list of psutil processes)."""
+def owned(folder, variable="LABKIT_OWNER"):
+    """The living processes that were started with this variable set to `folder` (list of psutil processes)."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
-            if process.environ().get("LABKIT_OWNER") == folder and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == folder and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def end(folder, timeout=10):
+def end(folder, variable="LABKIT_OWNER", timeout=10):
     """Kills these processes, paused ones too, and looks again until there are none, or for `timeout` seconds."""
     limit = time.monotonic() + timeout
-    while (processes := owned(folder)) and time.monotonic() < limit:
+    while (processes := owned(folder, variable)) and time.monotonic() < limit:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         time.sleep(0.02)
 
 
-if __name__ == "__main__":
+def main(folder, *variable):
     sys.stdin.buffer.read()  # returns when the kernel has ended
-    end(sys.argv[1])
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    end(folder, *variable)
+    shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
-        os.unlink(f"{sys.argv[1]}.lock")
+        os.unlink(f"{folder}.lock")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 
@@ -14,8 +15,9 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from labkit import cluster as clusters
-from labkit import nodes
+from labkit import launch, nodes
 
+MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: a folder of that run
 TAKEN = []  # sockets that hold ports for this process, see free_base()
 RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
@@ -62,7 +64,12 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_sessionstart(session):
+    """Whatever the tests start, in any process, carries a mark, and ends when this process does, also by SIGKILL."""
     session.was_up = bool(asyncio.run(clusters.find()))
+    if not hasattr(session.config, "workerinput"):
+        mark = tempfile.mkdtemp(prefix="labkit-tests-")
+        session.ward = launch.launch([sys.executable, "-P", str(launch.WARD), mark, MARK], outlives=True, stdin=subprocess.PIPE)
+        os.environ[MARK] = mark
 
 
 def pytest_sessionfinish(session):
@@ -87,6 +94,7 @@ def own(tmp_path, monkeypatch):
     settle(monkeypatch, folder, free_base())
     yield folder
     clusters.end_embedded()
+    launch.release()
     assert not nodes.strays(folder)
 
 
@@ -97,6 +105,7 @@ def session_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         settle(monkeypatch, folder, base)
         clusters.end_embedded()
+        launch.release()
 
 
 @pytest.fixture

@@ -222,3 +222,23 @@ def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
         for process in (stranger, mine):
             process.kill()
             process.wait()
+
+
+@posix
+def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
+    """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever home."""
+    (tmp_path / "test_it.py").write_text(
+        "import asyncio, os, time\nfrom labkit import cluster\ndef test(own):\n    asyncio.run(cluster.find_or_start())\n"
+        f"    open({str(tmp_path / 'mark')!r}, 'w').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n")
+    (tmp_path / "conftest.py").write_text((nodes.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "LABKIT_TESTS"))}
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "-q", "-n", "2", "--rootdir", str(tmp_path), str(tmp_path)],
+                           cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        wait_for(lambda: (tmp_path / "mark").exists() and (tmp_path / "mark").read_text(), timeout=90)
+        mark = (tmp_path / "mark").read_text()
+        assert [process.name() for process in ward.owned(mark, "LABKIT_TESTS")].count("nats-server") == 3
+    finally:
+        run.kill()
+        run.wait()
+    wait_for(lambda: not ward.owned(mark, "LABKIT_TESTS") and not Path(mark).exists())
