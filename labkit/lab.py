@@ -15,7 +15,7 @@ from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
 from labkit.exercises import book
-from labkit.seen import what_it_saw
+from labkit.seen import UNFINISHED, what_it_saw
 
 _open = {}  # topic -> Lab of this process: running the setup cell again closes the earlier one
 
@@ -134,17 +134,18 @@ class Lab:
         end = time.monotonic() + timeout
         while True:
             value = condition()
+            frame = getattr(value, "cr_frame", None)  # taken now: a coroutine that has ended no longer tells it
             if inspect.isawaitable(value):
                 try:
                     value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
                 except TimeoutError:  # of this wait, or of what the condition asks
                     if time.monotonic() < end:
                         raise
-                    value = None
-            if value:
+                    value = UNFINISHED
+            if value and value is not UNFINISHED:
                 return value
             if time.monotonic() >= end:
-                raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
+                raise LabError(f"Timed out after {timeout} s waiting for {what_it_saw(condition, value, frame)}")
             await asyncio.sleep(0.01)
 
     async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):

@@ -44,7 +44,7 @@ async def test_a_repair_that_makes_it_worse_is_flagged(lab, name, mistake):
 async def is_flagged(case, mistake):
     source, words = case.wrong[mistake]
     await run(case, source)
-    for case.patience in (1.2, 6):  # short, since most wait in vain; once more where what flows flows slowly
+    for case.patience in (1.2, 6):  # short, since most wait for what never comes; once more where what flows flows slowly
         verdict = await case.verdict(case.cause)
         if words in verdict:
             break

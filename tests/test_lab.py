@@ -171,7 +171,7 @@ async def test_until_returns_the_value_and_accepts_coroutines(lab):
 
 async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
     got = [1, 2]
-    with pytest.raises(LabError, match=r"Waited 0.05 s, in vain, for `len\(got\) >= 3`. Last seen: got = \[1, 2\] \(2 items\)"):
+    with pytest.raises(LabError, match=r"Timed out after 0.05 s waiting for `len\(got\) >= 3`. Last seen: len\(got\) = 2, got = \[1, 2\] \(2 items\)"):
         await lab.until(lambda: len(got) >= 3, timeout=0.05)
 
 
