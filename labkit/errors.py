@@ -1,7 +1,13 @@
 """The one error that labkit raises by itself, and a net for errors that nobody awaits."""
 import asyncio
 import gc
+import os
+import sysconfig
 import traceback
+
+LIBRARIES = tuple({os.path.normcase(os.path.join(folder, "")) for folder in (
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    os.path.dirname(os.__file__), os.path.dirname(__file__))})  # Python's, of installed packages, and labkit's own
 
 
 class LabError(Exception):
@@ -55,8 +61,23 @@ def _unseen(task):
     return getattr(task, "_log_traceback", False)
 
 
+def own_frames(error):
+    """The frames of the reader's own code that the error passed through, innermost last (list of FrameSummary): not those of
+    labkit, of Python, or of an installed package."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+
+
+def _is_library(filename):
+    path = os.path.normcase(filename)
+    return path.startswith(("<frozen", *LIBRARIES)) or "site-packages" in path or "dist-packages" in path
+
+
+def where(error):
+    """' (in handler, line 3)': where in the reader's own code it happened; empty if it passed through none of it."""
+    frames = own_frames(error)
+    return f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+
+
 def describe(error):
-    """'ValueError: text (in handler, line 3)': the innermost frame that is not a library's, if there is one."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    where = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}".removesuffix(": ") + where
+    """'ValueError: text (in handler, line 3)', see where()."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ") + where(error)

@@ -53,14 +53,20 @@ def write(topic, name, source):
 def is_stub(topic, name):
     """True if the module's `work` holds nothing but `...`: an exercise that nobody has touched."""
     path = folder(topic) / name
-    body = _work(path) if name.endswith(".py") and path.exists() else []
-    return any(isinstance(part, ast.Expr) and getattr(part.value, "value", None) is ... for part in body)
+    work = _work(path) if name.endswith(".py") and path.exists() else None
+    return work is not None and only_dots(work)
+
+
+def only_dots(function):
+    """True if the body of this function (ast node) is nothing but `...`, after a docstring perhaps."""
+    body = function.body if ast.get_docstring(function) is None else function.body[1:]
+    return [ast.unparse(part) for part in body] == ["..."]
 
 
 def _work(path):
-    """The body of the module's `work` (list of ast nodes); empty if it has none."""
-    return next((node.body for node in ast.parse(path.read_text(encoding="utf-8")).body
-                 if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"), [])
+    """The module's `work` (ast node), or None if it has none."""
+    return next((node for node in ast.parse(path.read_text(encoding="utf-8")).body
+                 if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"), None)
 
 
 def offer_magic(topic):
