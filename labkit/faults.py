@@ -12,7 +12,7 @@ import nats
 import psutil
 
 from labkit import compose, nodes, state
-from labkit.errors import LabError
+from labkit.errors import LabError, own_frames
 from labkit.private import Private
 
 CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
@@ -20,7 +20,10 @@ CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.Unexpecte
 
 
 def is_consequence(error):
-    """True if this is what error_cb hears when a node goes away: no news after a fault."""
+    """True if this is what error_cb hears when a node goes away: no news after a fault. An error of the reader's own code
+    is always news, whatever its type: a FileNotFoundError is an OSError too."""
+    if own_frames(error):
+        return False
     return isinstance(error, CONSEQUENCES) or "empty response from server" in str(error)  # docker's proxy, the node behind it dead
 
 

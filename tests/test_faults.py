@@ -122,6 +122,24 @@ async def test_a_leader_that_is_killed_is_replaced_and_the_tables_say_so(lab):
     assert set((await lab.replicas())["state"]) == {"current"}
 
 
+async def test_after_a_fault_only_what_nats_py_met_by_itself_is_no_news(lab):
+    async def callback(message):
+        open("/no/such/file")
+
+    async def background():
+        await asyncio.open_connection("127.0.0.1", 1)
+    await lab.connect(node="n2", reconnect_time_wait=0.01)
+    await lab.faults.kill("n2")
+    await lab.until(lambda: len(lab._net.caught) > 1)  # it was cut off, and nobody answers there
+    lab.raise_errors()
+    await lab.nc.subscribe("x", cb=callback)
+    await lab.nc.publish("x", b"")
+    task = asyncio.create_task(background())
+    await lab.until(lambda: task.done() and any(isinstance(error, FileNotFoundError) for error in lab._net.caught))
+    with pytest.raises(LabError, match=r"(?s)2 errors.*FileNotFoundError: .*\(in callback, line \d+\).*\(in background, line \d+\)"):
+        lab.raise_errors()
+
+
 async def test_a_step_down_names_the_new_leader(lab):
     await lab.js.add_consumer("ORDERS", durable_name="worker", ack_policy="explicit")
     for group in ({"stream": "ORDERS"}, {"stream": "ORDERS", "consumer": "worker"}, {}):

@@ -1,6 +1,7 @@
 """Lab.open and what it hands out: a clean slate, errors that do not get lost, an end that proves itself."""
 import asyncio
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -140,6 +141,17 @@ async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
         lab.raise_errors()
     assert "ValueError: in a callback (in callback" in str(error.value) and "KeyError: 'in a task'" in str(error.value)
     lab.raise_errors()
+    await lab.close()
+
+
+async def test_the_line_of_an_error_is_one_of_ones_own_code(lab):
+    async def callback(message):
+        json.loads(message.data)  # raises in json/decoder.py
+    await lab.nc.subscribe("x", cb=callback)
+    await lab.nc.publish("x", b"{")
+    await lab.until(lambda: lab._net.caught)
+    with pytest.raises(LabError, match=r"JSONDecodeError: .*\(in callback, line \d+\)"):
+        lab.raise_errors()
     await lab.close()
 
 
