@@ -79,7 +79,7 @@ def doctor():
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open a browser")] = True,
-        port: Annotated[int, typer.Option(help="JupyterLab's port (the next free one if it is taken)")] = 8888):
+        port: Annotated[int, typer.Option(min=1, max=65535, help="JupyterLab's port (the next free one if it is taken)")] = 8888):
     """Start the cluster and JupyterLab at the first lesson. Further options go to JupyterLab."""
     bad = [finding for finding in doctors.examine() if finding.state == "bad"]
     if bad:
@@ -112,7 +112,7 @@ def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbe
 
 @app.command()
 def experiment(name: Annotated[str, typer.Argument(help="number, name or path, for example 91")],
-               repeats: Annotated[Optional[int], typer.Option(help="trials of each point")] = None,
+               repeats: Annotated[Optional[int], typer.Option(min=1, help="trials of each point")] = None,
                parameter: Annotated[Optional[list[str]], typer.Option(
                    "--parameter", "-p", help="name=value, of the notebook's parameters cell")] = None,
                out: Annotated[Optional[str], typer.Option(help="folder for notebook, rows and pictures")] = None,

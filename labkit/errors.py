@@ -17,6 +17,12 @@ class LabError(Exception):
         return [f"LabError: {self}"]
 
 
+def check_timeout(seconds):
+    """Raises LabError unless this is a number above 0."""
+    if not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise LabError(f"timeout is {seconds!r}; wanted: a number of seconds above 0.")
+
+
 class ErrorNet:
     """Collects what would otherwise end in a log line, or nowhere: errors that nats-py hands to error_cb (those of
     subscription callbacks among them), and exceptions of background tasks that nobody awaited."""

@@ -23,7 +23,7 @@ import psutil
 from nats.nuid import NUID
 
 from labkit import nodes, ward
-from labkit.errors import LabError
+from labkit.errors import LabError, check_timeout
 
 RUNNER = Path(__file__).with_name("runner.py")
 # A session of its own: an interrupt of the kernel (the stop button) goes to the kernel's whole process group.
@@ -123,6 +123,7 @@ class Worker:
         """Waits until the process is gone and its last events are noted. Returns its returncode.
 
         timeout: seconds. Raises LabError if it still runs then, or if its `work` raised an exception."""
+        check_timeout(timeout)
         end = time.monotonic() + timeout
         while self.alive:
             if time.monotonic() > end:
@@ -168,8 +169,12 @@ async def end_all(workers):
 
 
 def place(point):
-    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None."""
-    return [point, 1] if isinstance(point, str) else point and list(point)
+    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None. Raises LabError if n is below 1."""
+    if isinstance(point, str):
+        return [point, 1]
+    if point and point[1] < 1:
+        raise LabError(f"A worker never gets to {point[0]!r} for time {point[1]}; wanted: 1 or more.")
+    return point and list(point)
 
 
 async def start(lab, module, name, log, kill_at, pause_at, timeout, options):

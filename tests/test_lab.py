@@ -187,6 +187,14 @@ async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
         await lab.until(lambda: len(got) >= 3, timeout=0.05)
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), None, "5"])
+async def test_a_time_that_nobody_can_wait_is_refused(lab, seconds):
+    for wait in (lambda **limit: lab.until(list, **limit), lab.wait_for_leader, lab.wait_for_current,
+                 lambda **limit: lab.worker("any.py", "A", **limit), lab.faults.heal):
+        with pytest.raises(LabError, match=f"timeout is {seconds!r}; wanted: a number of seconds above 0"):
+            await wait(timeout=seconds)
+
+
 async def test_until_ends_although_the_condition_itself_hangs(lab):
     with pytest.raises((LabError, TimeoutError)):
         await lab.until(lambda: asyncio.sleep(60), timeout=0.1)
