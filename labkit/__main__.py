@@ -125,7 +125,7 @@ def experiment(name: Annotated[str, typer.Argument(help="number, name or path, f
     if len(values) != len(parameter or ()):
         raise LabError(f"--parameter {' '.join(parameter)}; wanted: name=value, for example -p sizes=[128]")
     values = {key: yaml.safe_load(value) for key, value in values.items()} | ({"repeats": repeats} if repeats else {})
-    out = out or str(nodes.PROJECT / "work" / notebook.find([name])[0].stem)
+    out = out or str(nodes.work() / notebook.find([name])[0].stem)
     with console.status(f"running experiment {name} …"):
         left = experiments.run(name, values, out, keep)
     for path in left:

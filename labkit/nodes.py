@@ -27,6 +27,12 @@ def home():
     return Path(os.environ.get("LABKIT_HOME") or PROJECT / ".labkit").resolve()
 
 
+def work():
+    """The git-ignored folder for what lessons write (workers' code, rows of experiments): `work` of the project, or of
+    LABKIT_HOME if that is set, since the project may not be writable then."""
+    return home() / "work" if os.environ.get("LABKIT_HOME") else PROJECT / "work"
+
+
 def first_port():
     """The client port of n1 (environment: LABKIT_PORT, default 4222). Routes lie 2000 above it, monitoring 4000."""
     value = os.environ.get("LABKIT_PORT") or "4222"

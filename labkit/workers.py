@@ -31,9 +31,8 @@ DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == 
 
 
 def folder(topic):
-    """Where the modules of this lesson's workers lie: work/TOPIC beside the notebooks (in LABKIT_HOME if that is set)."""
-    root = nodes.home() if os.environ.get("LABKIT_HOME") else nodes.PROJECT
-    return root / "work" / topic
+    """Where the modules of this lesson's workers lie."""
+    return nodes.work() / topic
 
 
 def write(topic, name, source):
@@ -74,7 +73,8 @@ def offer_magic(topic):
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         def worker(line, cell):
             path = write(topic, line.strip(), cell)
-            print(f"written: work/{topic}/{path.name}")
+            inside = path.is_relative_to(nodes.PROJECT)
+            print(f"written: {path.relative_to(nodes.PROJECT).as_posix() if inside else path}")
         shell.register_magic_function(worker, magic_kind="cell")
 
 
