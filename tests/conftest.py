@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -133,6 +134,14 @@ def take(ports):
             return False
         TAKEN.append(held.pop_all())
     return True
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """Where a test leaves what somebody may look at: the folder LABKIT_SHOTS, or one that goes with the test."""
+    folder = Path(os.environ.get("LABKIT_SHOTS") or tmp_path / "shots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture
