@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from labkit import claim, compose, nodes
+from labkit import claim, compose, nodes, paths
 from labkit import cluster as clusters
 from labkit import doctor as doctors
 from labkit.errors import LabError, explained
@@ -124,7 +124,7 @@ def doctor():
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open a browser")] = True,
-        port: Annotated[int, typer.Option(help="JupyterLab's port (the next free one if it is taken)")] = 8888):
+        port: Annotated[int, typer.Option(min=1, max=65535, help="JupyterLab's port (the next free one if it is taken)")] = 8888):
     """Start the cluster and JupyterLab at the first lesson. Further options go to JupyterLab."""
     bad = [finding for finding in doctors.examine() if finding.state == "bad"]
     if bad:
@@ -168,7 +168,7 @@ def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbe
 
 @app.command()
 def experiment(name: Annotated[str, typer.Argument(help="number, name or path, for example 91")],
-               repeats: Annotated[Optional[int], typer.Option(help="trials of each point")] = None,
+               repeats: Annotated[Optional[int], typer.Option(min=1, help="trials of each point")] = None,
                parameter: Annotated[Optional[list[str]], typer.Option(
                    "--parameter", "-p", help="name=value, of the notebook's parameters cell")] = None,
                out: Annotated[Optional[str], typer.Option(help="folder for notebook, rows and pictures")] = None,
@@ -181,7 +181,7 @@ def experiment(name: Annotated[str, typer.Argument(help="number, name or path, f
     if len(values) != len(parameter or ()):
         raise LabError(f"--parameter {' '.join(parameter)}; wanted: name=value, for example -p sizes=[128]")
     values = {key: yaml.safe_load(value) for key, value in values.items()} | ({"repeats": repeats} if repeats is not None else {})
-    out = out or str(nodes.PROJECT / "work" / notebook.find([name])[0].stem)
+    out = out or str(paths.work() / notebook.find([name])[0].stem)
     with _spinner(f"running experiment {name}"):
         left = experiments.run(name, values, out, keep)
     for path in left:

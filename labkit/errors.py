@@ -3,8 +3,13 @@ import asyncio
 import errno
 import gc
 import os
+import sysconfig
 import traceback
 from pathlib import Path
+
+LIBRARIES = tuple({os.path.normcase(os.path.join(folder, "")) for folder in (
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    os.path.dirname(os.__file__), os.path.dirname(__file__))})  # Python's, of installed packages, and labkit's own
 
 
 class LabError(Exception):
@@ -57,6 +62,12 @@ def _other_owner(path):
         return None
 
 
+def check_timeout(seconds):
+    """Raises LabError unless this is a number above 0."""
+    if not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise LabError(f"timeout is {seconds!r}; wanted: a number of seconds above 0.")
+
+
 class ErrorNet:
     """Collects what would otherwise end in a log line, or nowhere: errors that nats-py hands to error_cb (those of
     subscription callbacks among them), and exceptions of background tasks that nobody awaited."""
@@ -101,8 +112,23 @@ def _unseen(task):
     return getattr(task, "_log_traceback", False)
 
 
+def own_frames(error):
+    """The frames of the reader's own code that the error passed through, innermost last (list of FrameSummary): not those of
+    labkit, of Python, or of an installed package."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+
+
+def _is_library(filename):
+    path = os.path.normcase(filename)
+    return path.startswith(("<frozen", *LIBRARIES)) or "site-packages" in path or "dist-packages" in path
+
+
+def where(error):
+    """' (in handler, line 3)': where in the reader's own code it happened; empty if it passed through none of it."""
+    frames = own_frames(error)
+    return f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+
+
 def describe(error):
-    """'ValueError: text (in handler, line 3)': the innermost frame that is not a library's, if there is one."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    where = f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}".removesuffix(": ") + where
+    """'ValueError: text (in handler, line 3)', see where()."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ") + where(error)

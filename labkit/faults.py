@@ -12,7 +12,7 @@ import nats
 import psutil
 
 from labkit import compose, nodes, state
-from labkit.errors import LabError
+from labkit.errors import LabError, check_timeout, own_frames
 from labkit.private import Private
 
 CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
@@ -20,7 +20,10 @@ CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.Unexpecte
 
 
 def is_consequence(error):
-    """True if this is what error_cb hears when a node goes away: no news after a fault."""
+    """True if this is what error_cb hears when a node goes away: no news after a fault. An error of the reader's own code
+    is always news, whatever its type: a FileNotFoundError is an OSError too."""
+    if own_frames(error):
+        return False
     return isinstance(error, CONSEQUENCES) or "empty response from server" in str(error)  # docker's proxy, the node behind it dead
 
 
@@ -70,6 +73,7 @@ class Faults:
     async def start(self, name, timeout=30):
         """Starts a node that was killed or stopped, on the data that it left. Returns when clients can connect to it
         (its monitoring answers a moment earlier). timeout: seconds."""
+        check_timeout(timeout)
         node = self._node(name)
         if not await self._container("start", node):
             if (process := node.process()) and process.status() == psutil.STATUS_STOPPED:
@@ -106,6 +110,7 @@ class Faults:
         system account). to: the node that shall lead (default: any other; nothing happens if it leads already).
         Returns the new leader's name. Raises LabError if there is none, or not that one, after `timeout` seconds."""
         self._refuse_attached()
+        check_timeout(timeout)
         end = time.monotonic() + timeout
         leader = await state.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
         if leader == to:
@@ -139,6 +144,7 @@ class Faults:
     async def heal(self, timeout=60):
         """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes
         agree on a leader that sees the others. timeout: seconds; raises LabError that shows what was seen last."""
+        check_timeout(timeout)
         if not self.used:
             return
         for name in list(self.ducks):

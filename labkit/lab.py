@@ -11,10 +11,10 @@ from labkit import cluster as clusters
 from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
-from labkit.errors import ErrorNet, LabError, describe, explained
+from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
 from labkit.exercises import book
 from labkit.launch import new_folder
-from labkit.seen import what_it_saw
+from labkit.seen import UNFINISHED, what_it_saw
 
 _open = {}  # topic -> Lab of this process: running the setup cell again closes the earlier one
 
@@ -124,6 +124,7 @@ class Lab:
         until `.resume()`; timeout: seconds to connect in; options: passed on to its `work` (what JSON can carry).
         Raises LabError if it does not get ready.
         """
+        check_timeout(timeout)
         return await workers.start(self, module, name, log, kill_at, pause_at, timeout, options)
 
     async def until(self, condition, timeout=15):
@@ -131,29 +132,33 @@ class Lab:
 
         timeout: seconds. Raises LabError that shows the condition and what its names held when time ran out.
         """
+        check_timeout(timeout)
         end = time.monotonic() + timeout
         while True:
             value = condition()
+            frame = getattr(value, "cr_frame", None)  # taken now: a coroutine that has ended no longer tells it
             if inspect.isawaitable(value):
                 try:
                     value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
                 except TimeoutError:  # of this wait, or of what the condition asks
                     if time.monotonic() < end:
                         raise
-                    value = None
-            if value:
+                    value = UNFINISHED
+            if value and value is not UNFINISHED:
                 return value
             if time.monotonic() >= end:
-                raise LabError(f"Waited {timeout} s, in vain, for {what_it_saw(condition, value)}")
+                raise LabError(f"Timed out after {timeout} s waiting for {what_it_saw(condition, value, frame)}")
             await asyncio.sleep(0.01)
 
     async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):
         """Waits until the stream, its consumer, or (without arguments) the meta group has a leader, and so a quorum; not
         `other_than`. Returns its name. timeout: seconds. Raises LabError when they are over."""
+        check_timeout(timeout)
         return await state.wait_for_leader(self, stream, consumer, other_than, timeout)
 
     async def wait_for_current(self, stream=None, timeout=30):
         """Waits until all replicas of the stream (or of the meta group) are current; returns the leader's name."""
+        check_timeout(timeout)
         return await state.wait_for_current(self, stream, timeout)
 
     async def settled(self, stream):

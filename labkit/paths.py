@@ -20,6 +20,12 @@ def home():
     return (PROJECT / wanted).resolve()
 
 
+def work():
+    """The folder for what lessons write (workers' code, rows of experiments), which git ignores: `work` in the project, or in
+    LABKIT_HOME if that is set, since the project may not be writable then."""
+    return (home() if os.environ.get("LABKIT_HOME") else PROJECT) / "work"
+
+
 def make_folder(path):
     """Makes this folder, and those above it, unless they are there. Returns it; raises LabError where it may not be written
     to."""

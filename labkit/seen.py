@@ -1,40 +1,133 @@
-"""Words for a condition that did not come true: its own source, and what its names held."""
+"""Words for a condition that did not come true: its source, and the values behind it."""
+import ast
+import contextlib
 import inspect
+import linecache
 import reprlib
+import sys
+import textwrap
+import types
+
+UNFINISHED = object()  # in place of a value: the condition was still waiting for something when time was over
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80  # characters
 
 
-def what_it_saw(condition, value):
-    """'`len(got) >= 3`. Last seen: got = [1, 2] (2 items)', from a function or lambda and its last value."""
-    seen = ", ".join(f"{name} = {_short(held)}" for name, held in _held(condition).items()) or f"it returned {_short(value)}"
-    return f"`{_source(condition)}`. Last seen: {seen}."
+def what_it_saw(condition, value, frame=None):
+    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).', and for a def its source below that.
 
-
-def _source(condition):
-    try:
-        text = " ".join(inspect.getsource(condition).split())
-    except (OSError, TypeError):
-        return getattr(condition, "__name__", repr(condition))
-    if "lambda" not in text:
-        return condition.__name__
-    body = text.split("lambda", 1)[1].split(":", 1)[1]
-    depth = 0
-    for i, letter in enumerate(body):  # the lambda ends where the call around it ends, or its next argument begins
-        depth += (letter in "([{") - (letter in ")]}")
-        if depth < 0 or (depth == 0 and letter == ","):
-            return body[:i].strip()
-    return body.strip()
-
-
-def _held(condition):
-    """The data that the condition's names refer to: {name: value}, without functions and modules."""
+    value: what the condition returned last; frame: of its coroutine, if it had one (an ended one still holds its variables).
+    A plain function is called once more, and watched: nothing is left of a call that is over."""
     code = getattr(condition, "__code__", None)
+    if code and not frame:
+        frame = _called_once_more(condition)
+    text, node = _written(code) if code else (None, None)
+    seen = [f"{name} = {_short(held)}" for name, held in _held(condition, code, node, frame).items()]
+    if value is UNFINISHED:
+        seen.append("it had not returned yet")
+    elif value is not False or not seen:
+        seen.append(f"it returned {_short(value)}")
+    name = text if isinstance(node, ast.Lambda) else getattr(condition, "__name__", None) or _short(condition)
+    source = f"\n\n{textwrap.indent(text, '    ')}" if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else ""
+    return f"`{name}`. Last seen: {', '.join(seen)}.{source}"
+
+
+def _called_once_more(condition):
+    """The frame of the condition's own function in one more call of it, or None."""
+    frames = []
+
+    def keep(frame, event, _):
+        if event == "return" and frame.f_code is condition.__code__:
+            frames.append(frame)
+    before = sys.getprofile()
+    sys.setprofile(keep)
+    try:
+        with contextlib.suppress(Exception):
+            condition()
+    finally:
+        sys.setprofile(before)
+    return frames[-1] if frames else None
+
+
+def _written(code):
+    """How this code stands in its file or cell: (text, ast node), or (None, None). Of a lambda the text is its body."""
+    source = "".join(linecache.getlines(code.co_filename))
+    try:
+        nodes = [node for node in ast.walk(ast.parse(source)) if _is_of(code, node)]
+    except SyntaxError:
+        return None, None
+    if not nodes:
+        return None, None
+    node = nodes[-1]  # of lambdas in each other, the inner one
+    if isinstance(node, ast.Lambda):
+        text = ast.get_source_segment(source, node.body)
+        return (text if "\n" not in text else ast.unparse(node.body)), node
+    return textwrap.dedent(ast.get_source_segment(source, node, padded=True)), node
+
+
+def _is_of(code, node):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return node.name == code.co_name and min(part.lineno for part in [node, *node.decorator_list]) == code.co_firstlineno
+    if not isinstance(node, ast.Lambda) or code.co_name != "<lambda>":
+        return False
+    places = [place for place in code.co_positions() if place[3]]  # the others are of no expression
+    body = node.body
+    first, last = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
+    return bool(places) and all(first <= (line, column) and (end_line, end) <= last
+                                for line, end_line, column, end in places)
+
+
+def _held(condition, code, node, frame):
+    """{expression: value}: what the names that the condition reads (dotted ones, too) and the calls that it compares hold."""
     if not code:
         return {}
-    closure = inspect.getclosurevars(condition)
-    found = {**closure.globals, **closure.nonlocals}
-    return {name: held for name, held in found.items() if not callable(held) and not inspect.ismodule(held)}
+    scope = {**condition.__globals__, **inspect.getclosurevars(condition).nonlocals, **(frame.f_locals if frame else {})}
+    texts = [*_compared_calls(node), *_names(node)] if node else [*code.co_varnames, *code.co_freevars, *code.co_names]
+    if frame and frame.f_code is not code:  # a lambda that calls an async def: that one's variables
+        texts += frame.f_locals
+    found = {}
+    for text in texts:
+        with contextlib.suppress(Exception):  # a variable of a comprehension, or one that was not set yet
+            found[text] = eval(text, scope)
+    return {text: value for text, value in found.items() if _tells(value)}
+
+
+def _compared_calls(node):
+    """Source of the calls whose results a lambda compares or combines, such as `len(got)` in `len(got) >= 3`."""
+    for part in ast.walk(node) if isinstance(node, ast.Lambda) else ():
+        operands = [part.left, *part.comparators] if isinstance(part, ast.Compare) else getattr(part, "values", [])
+        yield from (ast.unparse(operand) for operand in operands if isinstance(operand, ast.Call))
+
+
+def _names(node):
+    """The names that this piece of source reads, also dotted ones (`sub.delivered`); of a method, what it belongs to."""
+    dotted = isinstance(node, ast.Attribute) and ast.unparse(node)
+    if isinstance(node, ast.Name):
+        yield node.id
+    elif dotted and all(map(str.isidentifier, dotted.split("."))):
+        yield dotted
+    else:
+        for child in ast.iter_child_nodes(node):
+            method = isinstance(node, ast.Call) and child is node.func and isinstance(child, ast.Attribute)
+            yield from _names(child.value if method else child)
+
+
+def _tells(value):
+    """True for data: not for functions, classes and modules, nor for what has no words of its own (`<object at 0x…>`)."""
+    if inspect.iscoroutine(value):
+        value.close()  # nobody awaits it
+    return not (callable(value) or isinstance(value, types.ModuleType) or type(value).__repr__ is object.__repr__
+                or inspect.isawaitable(value))
 
 
 def _short(value):
-    size = f" ({len(value)} items)" if hasattr(value, "__len__") and not isinstance(value, (str, bytes)) else ""
-    return reprlib.repr(value) + size
+    """The value as text of one line, shortened if it is long, and its size."""
+    text = " ".join(SHORT.repr(value).split())
+    try:
+        size = len(value)
+    except Exception:  # it has none; what has a size may still fail to tell it
+        return text
+    if isinstance(value, (str, bytes)):
+        unit = "character" if isinstance(value, str) else "byte"
+        return f"{text} ({size} {unit}s)" if size > SHORT.maxstring - 2 else text
+    return f"{text} ({size} item{'s' * (size != 1)})"

@@ -33,10 +33,15 @@ async def sweep(fn, grid, repeats=5, seed=1, warmup=1, path=None, about=None):
 
     Returns a DataFrame, one row a trial, in the order of `trial`: the point's parameters, repeat, the values, seconds (of
     the call) and error (empty, or what a failed trial raised; its values are missing). `attrs["environment"]` holds about,
-    the machine, and the arguments. Raises LabError if the file belongs to another sweep, other facts or another machine.
+    the machine, and the arguments. Raises LabError if there is nothing to run, or if the file belongs to another sweep, other
+    facts or another machine.
     """
+    _check("repeats", repeats, 1)
+    _check("warmup", warmup, 0)
     points = [dict(point) for point in grid] if isinstance(grid, list) else \
         [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    if not points:
+        raise LabError(f"The grid {grid!r} has no point; wanted: at least one value of each parameter.")
     trials = [(point, repeat) for repeat in range(repeats) for point in points]
     random.Random(seed).shuffle(trials)
     table = _Table(path, {"grid": points, "repeats": repeats, "seed": seed}, about or {})
@@ -47,6 +52,11 @@ async def sweep(fn, grid, repeats=5, seed=1, warmup=1, path=None, about=None):
                                       disable=bool(os.environ.get("LABKIT_HEADLESS"))):
         table.add({"trial": number, "repeat": repeat, **point, **await _trial(fn, point)})
     return table.frame()
+
+
+def _check(name, value, least):
+    if not isinstance(value, int) or value < least:
+        raise LabError(f"{name} is {value!r}; wanted: a whole number, {least} or more.")
 
 
 async def _trial(fn, point):

@@ -1,5 +1,6 @@
 """A real Redis-compatible server for the lessons that need one: Valkey, as a process or as a container."""
 import asyncio
+import re
 import shutil
 import subprocess
 import time
@@ -70,12 +71,24 @@ def _answers(child, port, timeout=10):
 
 
 async def _container():
+    """Empties the Valkey in the lab's container and returns its URL; None if it does not run, or if another server answers at
+    that URL, perhaps one of the user's own: that one keeps its data."""
     import redis.asyncio
     try:
-        if not await asyncio.to_thread(compose.run, "ps", "-q", "valkey"):
-            return None
-        async with redis.asyncio.from_url(CONTAINER) as client:
+        ours = await asyncio.to_thread(_run_id)
+        async with redis.asyncio.from_url(CONTAINER, single_connection_client=True, socket_timeout=5) as client:
+            if (await client.info("server")).get("run_id") != ours:
+                return None
             await client.flushall()
         return CONTAINER
-    except (LabError, redis.RedisError):  # no Docker, or nobody answers
+    except (LabError, OSError, redis.RedisError):  # no Docker, no such container, or nobody answers
         return None
+
+
+def _run_id():
+    """What the server in the lab's container calls itself since its start. Raises LabError if the container does not run."""
+    told = compose.docker("exec", "labkit-valkey", "valkey-cli", "info", "server")
+    found = re.search(r"run_id:(\w+)", told)
+    if not found:
+        raise LabError(f"The container labkit-valkey does not tell its run_id. It said: {told[:200]}")
+    return found[1]

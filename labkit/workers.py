@@ -22,17 +22,16 @@ import nats
 import psutil
 from nats.nuid import NUID
 
-from labkit import nodes
-from labkit.errors import LabError
+from labkit import nodes, paths
+from labkit.errors import LabError, check_timeout
 from labkit.launch import launch
 
 RUNNER = Path(__file__).with_name("runner.py")
 
 
 def folder(topic):
-    """Where the modules of this lesson's workers lie: work/TOPIC beside the notebooks (in LABKIT_HOME if that is set)."""
-    root = nodes.home() if os.environ.get("LABKIT_HOME") else nodes.PROJECT
-    return root / "work" / topic
+    """Where the modules of this lesson's workers lie."""
+    return paths.work() / topic
 
 
 def write(topic, name, source):
@@ -52,14 +51,20 @@ def write(topic, name, source):
 def is_stub(topic, name):
     """True if the module's `work` holds nothing but `...`: an exercise that nobody has touched."""
     path = folder(topic) / name
-    body = _work(path) if name.endswith(".py") and path.exists() else []
-    return any(isinstance(part, ast.Expr) and getattr(part.value, "value", None) is ... for part in body)
+    work = _work(path) if name.endswith(".py") and path.exists() else None
+    return work is not None and only_dots(work)
+
+
+def only_dots(function):
+    """True if the body of this function (ast node) is nothing but `...`, after a docstring perhaps."""
+    body = function.body if ast.get_docstring(function) is None else function.body[1:]
+    return [ast.unparse(part) for part in body] == ["..."]
 
 
 def _work(path):
-    """The body of the module's `work` (list of ast nodes); empty if it has none."""
-    return next((node.body for node in ast.parse(path.read_text(encoding="utf-8")).body
-                 if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"), [])
+    """The module's `work` (ast node), or None if it has none."""
+    return next((node for node in ast.parse(path.read_text(encoding="utf-8")).body
+                 if isinstance(node, ast.AsyncFunctionDef) and node.name == "work"), None)
 
 
 def offer_magic(topic):
@@ -67,7 +72,8 @@ def offer_magic(topic):
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         def worker(line, cell):
             path = write(topic, line.strip(), cell)
-            print(f"written: work/{topic}/{path.name}")
+            inside = path.is_relative_to(nodes.PROJECT)
+            print(f"written: {path.relative_to(nodes.PROJECT).as_posix() if inside else path}")
         shell.register_magic_function(worker, magic_kind="cell")
 
 
@@ -116,6 +122,7 @@ class Worker:
         """Waits until the process is gone and its last events are noted. Returns its returncode.
 
         timeout: seconds. Raises LabError if it still runs then, or if its `work` raised an exception."""
+        check_timeout(timeout)
         end = time.monotonic() + timeout
         while self.alive:
             if time.monotonic() > end:
@@ -161,8 +168,12 @@ async def end_all(workers):
 
 
 def place(point):
-    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None."""
-    return [point, 1] if isinstance(point, str) else point and list(point)
+    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None. Raises LabError if n is below 1."""
+    if isinstance(point, str):
+        return [point, 1]
+    if point and point[1] < 1:
+        raise LabError(f"A worker never gets to {point[0]!r} for time {point[1]}; wanted: 1 or more.")
+    return point and list(point)
 
 
 async def start(lab, module, name, log, kill_at, pause_at, timeout, options):

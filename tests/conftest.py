@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -142,6 +143,14 @@ def take(ports):
             return False
         TAKEN.append(held.pop_all())
     return True
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """Where a test leaves what somebody may look at: the folder LABKIT_SHOTS, or one that goes with the test."""
+    folder = Path(os.environ.get("LABKIT_SHOTS") or tmp_path / "shots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The lessons in a real browser: JupyterLab as the README's command starts it, Run All, and a look at what stands there."""
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -18,7 +19,6 @@ from labkit import cluster as clusters
 from labkit import nodes, notebook
 
 pytestmark = pytest.mark.browser
-SHOTS = Path(os.environ.get("LABKIT_SHOTS") or Path(tempfile.gettempdir()) / "labkit-screenshots")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 READY = """() => { const w = window.jupyterapp?.shell?.currentWidget;
@@ -68,7 +68,7 @@ LOOK = "LABKIT_SHOTS" in os.environ
 
 
 @pytest.mark.parametrize("lesson", [path.name for path in notebook.find() if LOOK or path.name < "09"])
-def test_run_all_in_jupyterlab(address, browser, lesson):
+def test_run_all_in_jupyterlab(address, browser, shots, lesson):
     stored = (notebook.FOLDER / lesson).read_bytes()
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(120_000)
@@ -83,7 +83,7 @@ def test_run_all_in_jupyterlab(address, browser, lesson):
     assert not bad
     assert re.search("closed: nothing left behind", str(cells[-1]["outputs"]))
     if LOOK:
-        look(page, lesson.removesuffix(".ipynb"))
+        look(page, shots, lesson.removesuffix(".ipynb"))
     page.close()
     assert (notebook.FOLDER / lesson).read_bytes() == stored, "running must not write to the committed notebook"
 
@@ -100,14 +100,15 @@ COCKPIT = [
 def folder():
     """A folder below work/, where a learner's own notebooks are; it goes with the test."""
     work = nodes.PROJECT / "work"
-    there = work.exists()
     work.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=work))
     yield folder
-    shutil.rmtree(work if not there else folder)
+    shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # something else lies there
+        work.rmdir()
 
 
-def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, folder):
+def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, folder, shots):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in COCKPIT])
     nbformat.write(notebook.normalise(book), folder / "cockpit.ipynb")
     page = browser.new_page(viewport={"width": 1100, "height": 1000})
@@ -131,7 +132,7 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
         cockpit.get_by_role("button", name=words, exact=True).click()
 
     before = who()
-    shot(page, cockpit, "cockpit-1-whole")
+    shot(page, cockpit, shots / "cockpit-1-whole.png")
     cockpit.locator(f"button.labkit-kill-{before}").click()
     is_in(before, "dead")
     page.wait_for_function("""before => { const cells = [...document.querySelectorAll('.widget-vbox td')];
@@ -140,13 +141,13 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
     after = who()
     assert after != before
     cockpit.get_by_text(re.compile(rf"ORDERS: {after} leads, [0-9.]+ s after {before}")).wait_for()
-    shot(page, cockpit, "cockpit-2-killed")
+    shot(page, cockpit, shots / "cockpit-2-killed.png")
     third = ({"n1", "n2", "n3"} - {before, after}).pop()
     cockpit.locator(f"button.labkit-isolate-{third}").click()
     is_in(third, "isolated")
     cockpit.locator(f"button.labkit-pause-{after}").click()
     is_in(after, "paused")
-    shot(page, cockpit, "cockpit-3-three-faults")
+    shot(page, cockpit, shots / "cockpit-3-three-faults.png")
     press("heal all")
     for node in ("n1", "n2", "n3"):
         is_in(node, "up")
@@ -154,7 +155,7 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
     cockpit.locator("select").select_option("ORDERS")
     press("step down")
     cockpit.get_by_text(re.compile("step down of ORDERS: done in .* leads now")).wait_for()
-    shot(page, cockpit, "cockpit-4-healed")
+    shot(page, cockpit, shots / "cockpit-4-healed.png")
     page.evaluate("() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 3 }")  # a click chose the cockpit's
     page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
     page.get_by_text("closed: nothing left behind").wait_for()
@@ -163,21 +164,19 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
     page.close()
 
 
-def shot(page, cockpit, name):
-    SHOTS.mkdir(parents=True, exist_ok=True)
+def shot(page, cockpit, path):
     page.wait_for_timeout(800)  # the map is drawn twice a second
-    cockpit.screenshot(path=SHOTS / f"{name}.png")
+    cockpit.screenshot(path=path)
 
 
-def look(page, name):
-    """Screenshots of the whole notebook, a screen at a time, into SHOTS."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
+def look(page, folder, name):
+    """Screenshots of the whole notebook, a screen at a time, into this folder."""
     page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
     for number in range(40):
         page.evaluate(f"""() => {{ const outer = document.querySelector('.jp-WindowedPanel-outer');
             outer.scrollTop = {number} * 850 }}""")
         page.wait_for_timeout(400)
-        page.screenshot(path=SHOTS / f"{name}-{number:02}.png")
+        page.screenshot(path=folder / f"{name}-{number:02}.png")
         if page.evaluate("""() => { const outer = document.querySelector('.jp-WindowedPanel-outer');
             return outer.scrollTop + outer.clientHeight >= outer.scrollHeight - 2 }"""):
             return

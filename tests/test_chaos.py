@@ -1,15 +1,11 @@
 """Seeded random faults under publishers and consumers: what was acked is stored, once, and everybody gets it.
 
-The report of a run is a DataFrame (one row a fault) and a picture, kept in LABKIT_SHOTS, or in labkit-screenshots in the
-system's folder for temporary files.
+The report of a run is a DataFrame (one row a fault) and a picture, kept in the folder LABKIT_SHOTS if that is set.
 """
 import asyncio
-import os
 import random
 import signal
-import tempfile
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -187,7 +183,6 @@ async def survives(seconds, seed, at_once, folder):
     title = f"{len(acked):,} acked, {len(stored):,} stored, through {len(table)} faults"
     drawn = picture(log, table, title)
     name = f"chaos-{seconds}s-{at_once}-at-once"
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.png").write_bytes(drawn.png)
     table.to_csv(folder / f"{name}.csv", index=False)
     twice = {n: log.count("processed", lane=f"consumer-{n}") - len(processed(log, n)) for n in "123"}
@@ -199,20 +194,15 @@ async def survives(seconds, seed, at_once, folder):
         assert processed(log, number) == set(stored), f"consumer-{number} processed every message"
 
 
-@pytest.fixture
-def folder(own):
-    return Path(os.environ.get("LABKIT_SHOTS") or Path(tempfile.gettempdir()) / "labkit-screenshots")
-
-
-async def test_random_faults_lose_nothing_for_twelve_seconds(folder):
-    await survives(12, seed=38, at_once=1, folder=folder)
+async def test_random_faults_lose_nothing_for_twelve_seconds(own, shots):
+    await survives(12, seed=38, at_once=1, folder=shots)
 
 
 @pytest.mark.soak
-async def test_random_faults_lose_nothing_for_a_minute(folder):
-    await survives(60, seed=2024, at_once=1, folder=folder)
+async def test_random_faults_lose_nothing_for_a_minute(own, shots):
+    await survives(60, seed=2024, at_once=1, folder=shots)
 
 
 @pytest.mark.soak
-async def test_faults_on_two_nodes_at_a_time_lose_nothing(folder):
-    await survives(20, seed=7, at_once=2, folder=folder)
+async def test_faults_on_two_nodes_at_a_time_lose_nothing(own, shots):
+    await survives(20, seed=7, at_once=2, folder=shots)

@@ -1,11 +1,12 @@
 """Every exercise, three ways: the stub is not attempted, the solution passes, each wrong answer hears its own words."""
+import collections
 import importlib
 import re
 
 import nbformat
 import pytest
 
-from labkit import Lab, LabError, exercises, notebook
+from labkit import Lab, LabError, exercises, notebook, workers
 from labkit.faults import is_consequence
 
 BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebook.find() if not path.name.startswith("9")}
@@ -78,15 +79,40 @@ async def test_after_close_a_check_asks_for_the_setup_cell(shared):
         await lab.connect()
 
 
+@pytest.fixture
+def unseen(monkeypatch):
+    """As in a new kernel: no hint was shown yet."""
+    monkeypatch.setattr(exercises, "_shown", collections.Counter(), raising=False)
+
+
 @pytest.mark.parametrize("topic, name", ALL)
-def test_there_is_a_wrong_answer_and_a_way_to_help(topic, name, capsys):
+def test_there_is_a_wrong_answer_and_a_way_to_help(unseen, topic, name, capsys):
     item = defined(topic)[name]
     assert item.wrong and item.hints and item.task
-    for _ in range(len(item.hints) + 1):
+    for number, hint in enumerate(item.hints, 1):
         item.hint()
+        assert capsys.readouterr().out == f"Hint {number} of {len(item.hints)}: {hint}\n"
     item.solution()
-    shown = capsys.readouterr().out
-    assert f"Hint {len(item.hints)} of {len(item.hints)}: {item.hints[-1]}" in shown and item.source in shown
+    assert item.source in capsys.readouterr().out
+
+
+async def test_hints_move_on_whichever_way_the_exercise_is_reached(unseen, shared, capsys):
+    lab = await Lab.open("start_here")
+    first, last = lab.exercises.first_check.hints
+    capsys.readouterr()
+
+    def shown(exercise):
+        exercise.hint()
+        return capsys.readouterr().out
+    assert shown(lab.exercises.first_check) == f"Hint 1 of 2: {first}\n"
+    assert shown(lab.exercises.first_check) == f"Hint 2 of 2: {last}\n"
+    assert "Hint 1 of 2" in shown(lab.exercises.first_message), "another exercise has hints of its own"
+    kept = lab.exercises.first_check
+    again = await Lab.open("start_here")  # the setup cell, once more
+    capsys.readouterr()
+    over = f"Hint 2 of 2: {last}\nThat was the last hint. See a solution with .solution()\n"
+    assert [shown(exercise) for exercise in (kept, again.exercises.first_check, defined("start_here")["first_check"])] == [over] * 3
+    await again.close()
 
 
 async def test_a_check_that_never_ends_is_ended(monkeypatch):
@@ -108,6 +134,16 @@ async def test_a_coroutine_in_place_of_a_function_is_told_apart():
 
 @pytest.mark.parametrize("source, expected", [
     ("answer = ...", True), ("async def answer(nc):\n    ...", True), ("def answer(a, b=1):\n    'what to do'\n    ...", True),
-    ("async def answer(nc):\n    await nc.flush()", False), ("answer = None", False), ("async def answer():\n    return 1", False)])
+    ("def answer(): ...", True), ("async def answer(nc):\n    await nc.flush()", False), ("answer = None", False),
+    ("async def answer():\n    return 1", False), ("def answer(x):\n    pass", False), ("def answer(x):\n    return x", False),
+    ("def answer(x):\n    'what to do'", False), ("def answer(x):\n    ...\n    return x", False), ("answer = lambda: ...", False),
+    ("exec('def answer(): ...')", False)])  # the last one has no source
 async def test_only_the_untouched_stub_is_not_attempted(source, expected):
     assert exercises.untouched((await exercises.run_source(source))["answer"]) is expected
+
+
+@pytest.mark.parametrize("body, expected", [
+    ("...", True), ("'what to do'\n    ...", True), ("pass", False), ("return 1", False), ("await nc.flush()\n    ...", False)])
+def test_nor_is_a_worker_whose_file_holds_only_the_stub(shared, body, expected):
+    workers.write("checks", "mine.py", f"async def work(nc, js, point):\n    {body}\n")
+    assert workers.is_stub("checks", "mine.py") is expected

@@ -1,11 +1,12 @@
 """`python -m labkit experiment`: another number of trials, data and pictures beside the notebook, clear refusals."""
 import json
+import shutil
 
 import nbformat
 import pandas as pd
 import pytest
 
-from labkit import notebook
+from labkit import nodes, notebook
 
 TINY = """
 import pandas as pd
@@ -52,9 +53,51 @@ def test_stopped_in_the_middle_the_same_command_goes_on(labkit, tmp_path):
     assert 1 < len(before) < len(after) == 7 and set(before) <= set(after)
 
 
+MAGIC = """
+from IPython.core.interactiveshell import InteractiveShell
+from labkit import workers
+shell = InteractiveShell.instance()
+workers.offer_magic("checks")
+shell.run_cell("%%worker one.py\\nasync def work(nc, js, point): ...")
+"""
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A copy of the project in a folder of its own, which Python imports labkit from."""
+    folder = tmp_path / "the course"
+    shutil.copytree(nodes.PROJECT / "labkit", folder / "labkit", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)  # else the working directory would come first
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return folder
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_home_elsewhere_takes_all_that_is_written(own, course, labkit, python, tmp_path):
+    before = files(course)
+    assert python(MAGIC).communicate(timeout=60)[0] == f"written: {own / 'work/checks/one.py'}\n"
+    code, said = labkit("experiment", book(tmp_path / "a.ipynb"), cwd=tmp_path)
+    assert code == 0, said
+    assert {"work/checks/one.py", "work/a/a.ipynb", "work/a/rows.csv", "work/a/nothing.png"} <= files(own)
+    assert files(course) == before
+
+
+def test_without_one_the_project_takes_it(own, course, python, monkeypatch):
+    monkeypatch.delenv("LABKIT_HOME")
+    assert python(MAGIC).communicate(timeout=60)[0] == "written: work/checks/one.py\n"
+    assert (course / "work/checks/one.py").is_file()
+
+
 def test_what_does_not_fit_is_refused_in_words(labkit, tmp_path):
     path = book(tmp_path / "a.ipynb")
     assert "no parameter 'size'; wanted: one of repeats, sizes, stop, out" in labkit("experiment", path, "-p", "size=3")[1]
+    for nothing in (["--repeats", "0"], ["-p", "repeats=0"]):
+        code, said = labkit("experiment", path, *nothing, "--out", str(tmp_path / "out"))
+        assert code and ("should be greater than or equal to 1" in said or "repeats is 0; wanted: a whole number, 1 or more" in said)
     assert "wanted: name=value" in labkit("experiment", path, "-p", "sizes")[1]
     assert "has no `parameters` cell" in labkit("experiment", "00")[1]
     assert "No notebook '77'" in labkit("experiment", "77")[1]

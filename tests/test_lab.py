@@ -1,6 +1,7 @@
 """Lab.open and what it hands out: a clean slate, errors that do not get lost, an end that proves itself."""
 import asyncio
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -143,6 +144,17 @@ async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
     await lab.close()
 
 
+async def test_the_line_of_an_error_is_one_of_ones_own_code(lab):
+    async def callback(message):
+        json.loads(message.data)  # raises in json/decoder.py
+    await lab.nc.subscribe("x", cb=callback)
+    await lab.nc.publish("x", b"{")
+    await lab.until(lambda: lab._net.caught)
+    with pytest.raises(LabError, match=r"JSONDecodeError: .*\(in callback, line \d+\)"):
+        lab.raise_errors()
+    await lab.close()
+
+
 async def test_an_error_that_was_awaited_is_not_raised_again(lab):
     async def background():
         raise KeyError("seen")
@@ -171,8 +183,16 @@ async def test_until_returns_the_value_and_accepts_coroutines(lab):
 
 async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
     got = [1, 2]
-    with pytest.raises(LabError, match=r"Waited 0.05 s, in vain, for `len\(got\) >= 3`. Last seen: got = \[1, 2\] \(2 items\)"):
+    with pytest.raises(LabError, match=r"Timed out after 0.05 s waiting for `len\(got\) >= 3`. Last seen: len\(got\) = 2, got = \[1, 2\] \(2 items\)"):
         await lab.until(lambda: len(got) >= 3, timeout=0.05)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), None, "5"])
+async def test_a_time_that_nobody_can_wait_is_refused(lab, seconds):
+    for wait in (lambda **limit: lab.until(list, **limit), lab.wait_for_leader, lab.wait_for_current,
+                 lambda **limit: lab.worker("any.py", "A", **limit), lab.faults.heal):
+        with pytest.raises(LabError, match=f"timeout is {seconds!r}; wanted: a number of seconds above 0"):
+            await wait(timeout=seconds)
 
 
 async def test_until_ends_although_the_condition_itself_hangs(lab):

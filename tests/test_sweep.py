@@ -84,6 +84,15 @@ async def test_killed_and_resumed_as_well(tmp_path):
     pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"))
 
 
+@pytest.mark.parametrize("arguments, words", [
+    ({"repeats": 0}, "repeats is 0; wanted: a whole number, 1 or more"), ({"repeats": "5"}, "repeats is '5'; wanted"),
+    ({"warmup": -1}, "warmup is -1; wanted: a whole number, 0 or more"), ({"grid": {"size": []}}, "has no point"),
+    ({"grid": []}, "has no point")])
+async def test_nothing_to_run_is_refused(arguments, words):
+    with pytest.raises(LabError, match=words):
+        await sweep(measure([]), **{"grid": GRID, **arguments})
+
+
 async def test_a_file_of_another_sweep_is_refused(tmp_path):
     await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
     with pytest.raises(LabError, match="belongs to another sweep or machine.*names repeats 1, now 2. Delete both"):

@@ -158,6 +158,11 @@ def test_a_file_that_is_no_python_is_not_written(shared):
     assert not (workers.folder("checks") / "broken.py").exists()
 
 
+async def test_a_point_that_it_never_gets_to(lab):
+    with pytest.raises(LabError, match="never gets to 'counted' for time 0; wanted: 1 or more"):
+        await lab.worker(write(lab, COUNTS), "A", kill_at=("counted", 0), most=1)
+
+
 async def test_no_such_file(lab):
     with pytest.raises(LabError, match="There is no 'nobody.py'.*%%worker nobody.py"):
         await lab.worker("nobody.py", "A")

@@ -8,6 +8,7 @@ import time
 
 from labkit import client
 from labkit.errors import LabError
+from labkit.exercises import next_hint
 from labkit.slate import delete_all, stream_names
 
 LIMIT = 25  # seconds after which a check gives up, whatever happens
@@ -41,7 +42,7 @@ class Case:
         self.lab, self.settings = lab, {}
         self.name, self._log = type(self).__name__, collections.Counter()
         self.clients = {}  # app -> its client, as a debugger would show it
-        self._tasks, self._stopping, self._shown, self._closed = [], asyncio.Event(), 0, False
+        self._tasks, self._stopping, self._closed = [], asyncio.Event(), False
         self._after = contextlib.AsyncExitStack()
 
     # --- what a learner calls --------------------------------------------------------------------------------------
@@ -86,9 +87,7 @@ class Case:
 
     def hint(self):
         """Prints the next hint; they get more telling."""
-        number = min(self._shown, len(self.hints) - 1)
-        self._shown += 1
-        print(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
+        print(next_hint(type(self), self.hints))
 
     def solution(self):
         """Shows the documented repair. It is not run: copy it into a cell."""

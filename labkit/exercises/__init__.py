@@ -9,13 +9,19 @@ A module per lesson, named like the lesson's account, defines them as
 """
 import ast
 import asyncio
+import collections
 import inspect
-import traceback
+import itertools
+import linecache
+import textwrap
 from types import SimpleNamespace
 
 from labkit import workers
+from labkit.errors import where
 
 LIMIT = 10  # seconds that a check may take by default; an answer that never returns must not hang the notebook
+_shown = collections.Counter()  # owner of hints -> how many of them were shown; the one place that counts them
+_pieces = itertools.count(1)  # numbers the sources that run_source() has run
 
 
 class NotYet(Exception):
@@ -29,7 +35,7 @@ class Exercise:
 
     def __init__(self, check, hints, solution, wrong, limit=None):
         self.name, self.task, self.check = check.__name__, inspect.cleandoc(check.__doc__), check
-        self.hints, self.source, self.wrong, self.shown = hints, inspect.cleandoc(solution), wrong, 0
+        self.hints, self.source, self.wrong = hints, inspect.cleandoc(solution), wrong
         self.limit = limit  # seconds; None: LIMIT
 
     def bind(self, lab):
@@ -60,15 +66,13 @@ class Exercise:
             said = f"It did not end within {limit} s: something waits for a message that never comes." if not str(error) \
                 else f"It ended with {type(error).__name__}: {error}."
         except Exception as error:
-            said = f"Your code raised {type(error).__name__}: {error}{_line(error)}."
+            said = f"Your code raised {type(error).__name__}: {error}{where(error)}."
         more = " A hint is there: run .hint() on this exercise." if self.hints else ""
         return f"{self.name}: not yet. {said}{more}"
 
     def hint(self):
         """Prints the next hint; they get more telling."""
-        number = min(self.shown, len(self.hints) - 1)
-        self.shown += 1
-        print(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
+        print(next_hint(self.check, self.hints))
 
     def solution(self):
         """Shows a solution. It is not run: copy it into the cell above to try it."""
@@ -86,12 +90,29 @@ def book(module, lab):
     return SimpleNamespace(**{name: item.bind(lab) for name, item in vars(module).items() if isinstance(item, Exercise)})
 
 
+def next_hint(owner, hints):
+    """The next of these hints, as text; the last one again once all were shown. owner: whose hints they are (hashable);
+    hints of one owner move on together, however many objects show them."""
+    if not hints:
+        return "There is no hint. See a solution with .solution()"
+    number = min(_shown[owner], len(hints) - 1)
+    over = "\nThat was the last hint. See a solution with .solution()" if _shown[owner] >= len(hints) else ""
+    _shown[owner] += 1
+    return f"Hint {number + 1} of {len(hints)}: {hints[number]}{over}"
+
+
 def untouched(answer):
-    """True for `...`, and for a function whose body is nothing but `...` (and a docstring)."""
+    """True for `...`, and for a function whose body is nothing but `...` (and a docstring). Its source decides, since Python
+    compiles `...` and `pass` to the same code; a function without source counts as attempted."""
     if answer is ...:
         return True
-    code = getattr(answer, "__code__", None)
-    return bool(code) and not code.co_names and not set(code.co_consts) - {None, answer.__doc__}
+    if not inspect.isfunction(answer):
+        return False
+    try:
+        written = ast.parse(textwrap.dedent(inspect.getsource(answer))).body[0]
+    except (OSError, SyntaxError):  # no source; or a lambda, which stands in the middle of something
+        return False
+    return isinstance(written, (ast.FunctionDef, ast.AsyncFunctionDef)) and workers.only_dots(written)
 
 
 async def run_source(source, **names):
@@ -100,14 +121,10 @@ async def run_source(source, **names):
     if magic.startswith("%%worker "):
         workers.write(names["lab"].topic, magic.split()[1], body)
         return names
-    code = compile(source, "<answer>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    name = f"<answer {next(_pieces)}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # as IPython does with cells
+    code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = eval(code, names)
     if inspect.iscoroutine(result):
         await result
     return names
-
-
-def _line(error):
-    own = [frame for frame in traceback.extract_tb(error.__traceback__)
-           if "site-packages" not in frame.filename and "labkit" not in frame.filename]
-    return f" (in {own[-1].name}, line {own[-1].lineno})" if own else ""
