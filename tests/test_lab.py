@@ -10,6 +10,7 @@ import pytest
 
 from labkit import Lab, LabError
 from labkit import cluster as clusters
+from labkit.client import farewell
 
 
 @pytest.fixture
@@ -124,6 +125,28 @@ async def test_close_names_a_connection_that_the_learner_left_open(lab):
     with pytest.raises(LabError, match="Left behind by this lesson: connection forgotten to n3"):
         await lab.close()
     await mine.close()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_client_whose_server_is_gone_ends_whole(server, drain):
+    """Its last write meets a dead connection. A task that is left waits for ever, and fails when it is collected."""
+    before = asyncio.all_tasks()
+    port, process = server()
+    client = await nats.connect(f"nats://127.0.0.1:{port}", error_cb=ignore, reconnect_time_wait=60)
+    await client.subscribe("orders", cb=ignore)
+    process.kill()
+    while not client.is_reconnecting:
+        await asyncio.sleep(0.01)
+    await client.publish("orders", b"never sent")
+    await farewell(client, drain=drain)
+    assert client.is_closed
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.01)
+
+
+async def ignore(_):
+    """For error_cb and for messages."""
 
 
 async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
