@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from labkit import cluster as clusters
-from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, ward, workers
+from labkit import cockpit, faults, greeting, interrupts, nodes, private, settle, slate, state, tables, ward, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, describe
@@ -50,6 +50,7 @@ class Lab:
 
     async def _enter(self, alone):
         _open[self.topic] = self
+        interrupts.wake_on_signals(asyncio.get_running_loop())
         self.cluster = await (private.start_or_containers if alone else clusters.find_or_start)(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
