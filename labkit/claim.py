@@ -19,9 +19,9 @@ def claim(topic):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = owner.read_text() if owner.exists() else "?"
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "?"
         raise LabError(f"The lesson {topic!r} is open in another kernel (process {who}), and one account "
                        "serves one kernel at a time. Close it there: run its last cell, or shut that kernel down "
                        "(in JupyterLab: Kernel > Shut Down Kernel).") from None
-    owner.write_text(str(os.getpid()))
+    owner.write_text(str(os.getpid()), encoding="utf-8")
     return lock

@@ -111,7 +111,7 @@ def state_file():
 def written_down():
     """The nodes of the cluster that was last started here, alive or not; [] if none was."""
     try:
-        return [Node(**entry) for entry in json.loads(state_file().read_text())]
+        return [Node(**entry) for entry in json.loads(state_file().read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):  # no file, half a file, a file of an older labkit
         return []
 
@@ -170,7 +170,7 @@ async def _start_embedded(say):
     refuse_taken_ports(missing)
     for node in missing:  # all at once: 0.3 s between them, and the first vote fails and the next takes 4 to 9 s
         node.spawn([other.route for other in members])
-    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
+    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1), encoding="utf-8")
     try:
         await wait_ready(members)
         cluster = Cluster("embedded", members, [node.url for node in members])
@@ -178,7 +178,7 @@ async def _start_embedded(say):
     except BaseException:
         nodes.end_processes([node.process() for node in missing])
         raise
-    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1))
+    state_file().write_text(json.dumps([asdict(node) for node in members], indent=1), encoding="utf-8")
     return cluster
 
 
@@ -224,7 +224,7 @@ async def wait_ready(members, timeout=40):
 
 def last_words(node):
     """Why a node ended, from its log, and what to do."""
-    lines = [line for line in node.log.read_text(errors="replace").splitlines() if "[FTL]" in line or "[ERR]" in line
+    lines = [line for line in node.log.read_text(encoding="utf-8", errors="replace").splitlines() if "[FTL]" in line or "[ERR]" in line
              or "nats-server:" in line][-2:]
     text = " | ".join(line.split("] ", 1)[-1] for line in lines) or "Its log says nothing."
     advice = {"no space left": f"Free some disk space, or set LABKIT_HOME to a folder on a disk with room "

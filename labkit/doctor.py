@@ -36,7 +36,7 @@ def python():
 
 def packages():
     wrong = []
-    for line in (nodes.PROJECT / "requirements.txt").read_text().splitlines():
+    for line in (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if "==" not in line:
             continue
         pin = Requirement(line.split(" #")[0].strip())

@@ -248,14 +248,14 @@ async def test_a_cluster_started_from_another_configuration_is_said(shared, monk
 
 def test_a_lab_opens_from_any_working_directory(shared, tmp_path):
     done = subprocess.run([sys.executable, "-c", "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))"],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=150)
+                          cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace", timeout=150)
     assert done.returncode == 0, done.stderr
     assert "lab open: checks on 3 nodes" in done.stdout
 
 
 def test_an_older_python_is_told_which_one_is_wanted():
     done = subprocess.run([sys.executable, "-c", "import sys; sys.version_info = (3, 10, 13); import labkit"],
-                          capture_output=True, text=True)
+                          capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode == 1
     assert done.stderr.startswith("labkit needs Python 3.11 or newer; this is 3.10") and "Traceback" not in done.stderr
 

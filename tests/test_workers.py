@@ -192,7 +192,7 @@ async def work(nc, js, point):
 
 async def test_the_scratch_folder_goes_with_the_lesson(lab):
     scratch = lab.scratch
-    (scratch / "books.db").write_text("")
+    (scratch / "books.db").write_text("", encoding="utf-8")
     await lab.close()
     assert not scratch.exists()
 
