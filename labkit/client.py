@@ -57,7 +57,20 @@ async def farewell(client, drain=True):
         if drain and client.is_connected and not client.is_draining:
             await asyncio.wait_for(client.drain(), timeout=PATIENCE)
     if not client.is_closed:
-        # Where the last write meets a dead connection, close() closes and then raises: ConnectionResetError up to
-        # Python 3.12, TypeError on 3.13.
-        with contextlib.suppress(OSError, TypeError):
-            await client.close()
+        await _close(client)
+
+
+async def _close(client):
+    """Closes a client, also one whose connection is dead.
+
+    Where close() writes its last bytes to a dead connection, it raises (an OSError or, by version of Python,
+    AttributeError or TypeError) after it has called the client closed, and before it ends the subscriptions.
+    Their tasks would live on, and fail when they are collected as garbage. So it is called once more, with nothing
+    left to write.
+    """
+    try:
+        await client.close()
+    except Exception:
+        client._pending, client._pending_data_size = [], 0
+        client._status = client.DISCONNECTED
+        await client.close()

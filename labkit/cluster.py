@@ -292,7 +292,7 @@ async def wait_ready(members, timeout=40):
 
 def last_words(node):
     """Why a node ended, from its log, and what to do."""
-    lines = [line for line in node.log.read_text(errors="replace").splitlines() if "[FTL]" in line or "[ERR]" in line
+    lines = [line for line in node.log.read_text(encoding="utf-8", errors="replace").splitlines() if "[FTL]" in line or "[ERR]" in line
              or "nats-server:" in line][-2:]
     text = " | ".join(line.split("] ", 1)[-1] for line in lines) or "Its log says nothing."
     advice = {"no space left": f"Free some disk space, or set LABKIT_HOME to a folder on a disk with room "

@@ -29,7 +29,7 @@ def run(*arguments):
     plugin = shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
     command = ["docker", "compose"] if plugin or not shutil.which("docker-compose") else ["docker-compose"]
     done = subprocess.run([*command, "-p", PROJECT, "-f", str(nodes.PROJECT / "docker-compose.yml"), *arguments],
-                          capture_output=True, text=True)
+                          capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise LabError(f"`{' '.join([*command, *arguments])}` failed: {said}. If the Docker daemon is not running, start "
@@ -40,7 +40,7 @@ def run(*arguments):
 
 def docker(*arguments):
     """Runs `docker` with these arguments. Returns what it printed; raises LabError with its words."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    done = subprocess.run(["docker", *arguments], capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise LabError(f"`docker {' '.join(arguments)}` failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout

@@ -8,7 +8,7 @@ import shutil
 import time
 
 from labkit import cluster as clusters
-from labkit import cockpit, faults, greeting, nodes, private, settle, slate, state, tables, workers
+from labkit import cockpit, faults, greeting, interrupts, nodes, private, settle, slate, state, tables, workers
 from labkit.claim import claim
 from labkit.client import connect, farewell
 from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
@@ -51,6 +51,7 @@ class Lab:
 
     async def _enter(self, alone):
         _open[self.topic] = self
+        interrupts.wake_on_signals(asyncio.get_running_loop())
         self.cluster = await (private.start_or_containers if alone else clusters.find_or_start)(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()

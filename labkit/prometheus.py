@@ -35,7 +35,7 @@ async def prometheus(lab, config, rules="", timeout=20):
     except LabError:
         _end(child)
     if child.poll() is not None:
-        last = (folder / "prometheus.log").read_text(errors="replace").strip().splitlines()[-3:]
+        last = (folder / "prometheus.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
         raise LabError(f"Prometheus did not get ready in {timeout} s. It said: {' '.join(last) or 'nothing'}")
     return server
 

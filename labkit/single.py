@@ -31,7 +31,7 @@ class Single:
         while not await self._answers():
             if self.child.poll() is not None or asyncio.get_running_loop().time() > end:
                 self.stop()
-                said = self.log.read_text(errors="replace").strip().splitlines()[-2:]
+                said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
                 raise LabError(f"The server with this configuration did not answer. It said: {' | '.join(said) or 'nothing'}")
             await asyncio.sleep(0.01)
 

@@ -109,7 +109,7 @@ class Made(Account):
     def __init__(self, lab):
         super().__init__(lab)
         self.file = nodes.home() / "lessons" / f"{lab.topic}.made.json"
-        self.made = json.loads(self.file.read_text()) if self.file.exists() else {}  # name -> time of creation
+        self.made = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}  # name -> time of creation
         self.listening = False
 
     async def streams(self):
@@ -145,7 +145,7 @@ class Made(Account):
             name = answer["config"]["name"]
             with contextlib.suppress(NotFoundError):  # deleted meanwhile
                 self.made[name] = str((await self.lab.js.stream_info(name)).created)
-                self.file.write_text(json.dumps(self.made))
+                self.file.write_text(json.dumps(self.made), encoding="utf-8")
 
 
 async def wipe_accounts(topics):

@@ -81,14 +81,14 @@ class _Table:
             self._go_on()
         elif self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._side().write_text(json.dumps(self.head, indent=1))
+            self._side().write_text(json.dumps(self.head, indent=1), encoding="utf-8")
         self.done = {int(row["trial"]) for row in self.rows}
 
     def _side(self):
         return self.path.with_suffix(".json")
 
     def _go_on(self):
-        known = json.loads(self._side().read_text()) if self._side().exists() else {}
+        known = json.loads(self._side().read_text(encoding="utf-8")) if self._side().exists() else {}
         other = [f"{key} {then!r}, now {now!r}" for part in self.head for key, now in self.head[part].items()
                  if (then := known.get(part, {}).get(key)) != now]
         if other:
@@ -141,7 +141,7 @@ def machine():
 def _processor():
     """Its name, as Linux tells it; elsewhere what Python knows, which may be nothing."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()

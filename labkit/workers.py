@@ -217,7 +217,7 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
                 break  # it got ready and has ended since: killed, as it was told to be
             for error in worker._errors():
                 raise error
-            last = words.read_text(errors="replace").strip().splitlines()[-1:]
+            last = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise LabError(f"Worker {name} {what}. It said: {' '.join(last) or 'nothing'}")
         await asyncio.sleep(0.005)
     return worker

@@ -31,8 +31,21 @@ RUN_IF = {  # marker -> (environment variable that switches it on, what the test
 
 def pytest_configure(config):
     os.environ["LABKIT_HEADLESS"] = "1"
+    os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # an open() that names no encoding is an EncodingWarning
+    os.environ["PYTHONWARNINGS"] = our_warnings_are_errors()
     for marker, (switch, needs) in RUN_IF.items():
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
+
+
+def our_warnings_are_errors():
+    """PYTHONWARNINGS for the processes that tests start (kernels, the command, workers): what Python will do without one
+    day is an error where our code does it (cells and programs are called __main__), and no affair of ours elsewhere."""
+    package = Path(nodes.__file__).parent
+    modules = [".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+               for path in package.rglob("*.py")]
+    kinds = "DeprecationWarning", "PendingDeprecationWarning", "EncodingWarning"
+    return ",".join(["ignore::EncodingWarning"]
+                    + [f"error::{kind}:{name}" for kind in kinds for name in ["__main__", *modules]])
 
 
 LONG = [".ipynb", "test_clinic", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment", "test_chaos"]
@@ -157,8 +170,9 @@ def shots(tmp_path):
 def labkit():
     """Runs `python -m labkit …` in the lab of the test. Returns (exit code, everything printed)."""
     def run(*arguments, cwd=None, timeout=300, **environment):
-        done = subprocess.run([sys.executable, "-m", "labkit", *arguments], cwd=cwd, timeout=timeout, text=True,
-                              capture_output=True, env={**os.environ, "COLUMNS": "200", **environment})
+        done = subprocess.run([sys.executable, "-m", "labkit", *arguments], cwd=cwd, timeout=timeout,
+                              capture_output=True, encoding="utf-8", errors="replace",
+                              env={**os.environ, "COLUMNS": "200", **environment})
         return done.returncode, done.stdout + done.stderr
     return run
 
@@ -170,7 +184,7 @@ def python():
 
     def run(source, **environment):
         started.append(subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        text=True, env={**os.environ, **environment}))
+                                        encoding="utf-8", errors="replace", env={**os.environ, **environment}))
         return started[-1]
     yield run
     for process in started:
@@ -188,7 +202,7 @@ def server(tmp_path):
         port = port or free_base()
         folder = tmp_path / f"server-{port}"
         folder.mkdir()
-        (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}")
+        (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}", encoding="utf-8")
         started.append(subprocess.Popen([binary or nodes.server_binary(), "-c", str(folder / "server.conf")],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder))
         end = time.monotonic() + 20
@@ -205,4 +219,4 @@ def server(tmp_path):
 
 def written(home):
     """The state file of an embedded cluster as a list of dicts."""
-    return json.loads((home / "cluster.json").read_text())
+    return json.loads((home / "cluster.json").read_text(encoding="utf-8"))

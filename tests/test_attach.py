@@ -109,7 +109,7 @@ async def test_a_credentials_file_opens_the_door(attach, server, tmp_path):
                      f"resolver_preload: {{ {account.public_key.decode()}: {account_token} }}")
     credentials = tmp_path / "me.creds"
     credentials.write_text(f"-----BEGIN NATS USER JWT-----\n{user_token}\n------END NATS USER JWT------\n\n"
-                           f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n")
+                           f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n", encoding="utf-8")
     attach(f"nats://127.0.0.1:{port}", NATS_CREDS=str(credentials))
     await (await Lab.open("checks")).close()
 

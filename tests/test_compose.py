@@ -20,12 +20,14 @@ BREAKING = [path for path in LESSONS if "private=True" in path.read_text(encodin
 
 
 def docker(*arguments):
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True,
+                          encoding="utf-8", errors="replace").stdout
 
 
 @pytest.fixture(scope="module", autouse=True)
 def containers():
-    said = subprocess.run(["sh", str(HERE / "image.sh"), nodes.server_binary()], capture_output=True, text=True)
+    said = subprocess.run(["sh", str(HERE / "image.sh"), nodes.server_binary()],
+                          capture_output=True, encoding="utf-8", errors="replace")
     print(said.stdout + said.stderr)  # says whether the image was pulled or is a stand-in
     assert said.returncode == 0, said.stderr
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -114,7 +116,8 @@ async def test_what_a_killed_kernel_left_broken_is_mended_when_the_next_lesson_o
 
 def passes(*arguments):
     """Runs pytest on notebooks in strict comparison, on the containers; they are still up afterwards."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, arguments)], cwd=nodes.PROJECT, text=True,
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, arguments)], cwd=nodes.PROJECT,
+                          encoding="utf-8", errors="replace",
                           env={**os.environ, "LABKIT_BACKEND": "compose"}, capture_output=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:]
     assert urllib.request.urlopen("http://127.0.0.1:8222/varz", timeout=10).status == 200

@@ -90,7 +90,8 @@ def test_a_word_that_the_exporter_does_not_serve_would_be_found():
 
 
 def test_every_panel_has_its_data_source_a_title_and_a_place_of_its_own():
-    [uid] = re.findall(r"uid: ([\w-]+)", (MONITORING / "grafana" / "datasources" / "prometheus.yml").read_text())
+    datasources = (MONITORING / "grafana" / "datasources" / "prometheus.yml").read_text(encoding="utf-8")
+    [uid] = re.findall(r"uid: ([\w-]+)", datasources)
     sources = [panel["datasource"] for panel in DASHBOARD["panels"]]
     sources += [target["datasource"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     sources += [variable["datasource"] for variable in DASHBOARD["templating"]["list"]]
@@ -109,7 +110,8 @@ def test_compose_pins_images_publishes_on_loopback_only_and_mounts_what_is_there
     assert re.findall(r'ports: \["([^"]+)"\]', services) == ["127.0.0.1:9090:9090", "127.0.0.1:3000:3000"]
     for path in re.findall(r"\./([\w./-]+?):/", services):
         assert (nodes.PROJECT / path).exists(), path
-    scraped = re.findall(r"exporter-n\d:7777", (MONITORING / "prometheus.yml").read_text())
+    prometheus = (MONITORING / "prometheus.yml").read_text(encoding="utf-8")
+    scraped = re.findall(r"exporter-n\d:7777", prometheus)
     assert scraped == [f"exporter-{name}:7777" for name in nodes.NAMES]
     for name in nodes.NAMES:
         assert f'"-varz", "-healthz", "-jsz=all", "{name},http://{name}:8222"' in services
@@ -122,5 +124,6 @@ def test_compose_reads_the_file_with_and_without_the_profile():
     if not command:
         pytest.skip("no docker compose here")
     for profile in ([], ["--profile", "monitoring"]):
-        done = subprocess.run([*command, "-p", "labkit", *profile, "config", "-q"], cwd=nodes.PROJECT, capture_output=True, text=True)
+        done = subprocess.run([*command, "-p", "labkit", *profile, "config", "-q"], cwd=nodes.PROJECT,
+                              capture_output=True, encoding="utf-8", errors="replace")
         assert done.returncode == 0, done.stderr

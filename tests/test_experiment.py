@@ -37,7 +37,7 @@ def test_it_leaves_notebook_rows_and_pictures(labkit, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.ipynb", "rows.csv", "rows.json", "nothing.png"}
     assert (tmp_path / "out/nothing.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path / "out" / "rows.csv") in said
-    machine = json.loads((tmp_path / "out/rows.json").read_text())["machine"]
+    machine = json.loads((tmp_path / "out/rows.json").read_text(encoding="utf-8"))["machine"]
     assert machine["cores"] >= 1 and machine["python"]
 
 
@@ -46,10 +46,10 @@ def test_stopped_in_the_middle_the_same_command_goes_on(labkit, tmp_path):
     path, out = book(tmp_path / "a.ipynb"), str(tmp_path / "out")
     code, said = labkit("experiment", path, "--out", out, "-p", "sizes=[1, 2, 5]", "-p", "stop=2")
     assert code == 1 and "the same command goes on from there" in said
-    before = (tmp_path / "out/rows.csv").read_text().splitlines()
+    before = (tmp_path / "out/rows.csv").read_text(encoding="utf-8").splitlines()
     code, said = labkit("experiment", path, "--out", out, "-p", "sizes=[1, 2, 5]")
     assert code == 0, said
-    after = (tmp_path / "out/rows.csv").read_text().splitlines()
+    after = (tmp_path / "out/rows.csv").read_text(encoding="utf-8").splitlines()
     assert 1 < len(before) < len(after) == 7 and set(before) <= set(after)
 
 

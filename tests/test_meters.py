@@ -40,7 +40,7 @@ async def test_where_it_is_not_installed_there_is_none(lab, monkeypatch):
 
 async def test_one_that_ends_at_once_is_told_with_its_own_words(lab, monkeypatch, tmp_path):
     broken = tmp_path / "prometheus"
-    broken.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no such scrape interval')\n")
+    broken.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no such scrape interval')\n", encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(broken))
     with pytest.raises(LabError, match="no such scrape interval"):

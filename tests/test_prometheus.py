@@ -92,7 +92,8 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
 
 
 def test_promtool_finds_no_fault_in_what_compose_mounts():
-    done = subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yml"], capture_output=True, text=True)
+    done = subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yml"],
+                          capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode == 0 and "6 rules found" in done.stdout, done.stdout + done.stderr
 
 

@@ -42,7 +42,8 @@ async def test_every_order_is_charged_once_whoever_is_killed(lesson, seed, size)
 
 async def test_the_same_storm_finds_the_fault_of_a_worker_without_a_marker(lesson):
     """A storm that no worker could fail would prove nothing."""
-    workers.write("effects_once", "unsafe.py", (workers.folder("effects_once") / "safe.py").read_text()
+    safe = workers.folder("effects_once") / "safe.py"
+    workers.write("effects_once", "unsafe.py", safe.read_text(encoding="utf-8")
                   .replace("if new:", "if True:"))
     _, result = await lesson["storm"]("unsafe.py", 6, 60, 4)
     assert result["orders charged"] == 60 and result["charges"] >= 60 + result["published again"]

@@ -63,8 +63,8 @@ KILLED = """
 import asyncio, os, sys
 from labkit.sweep import sweep
 async def trial(size, kind):
-    if len(open(sys.argv[1]).read()) == 9: os.kill(os.getpid(), 9)
-    open(sys.argv[1], "a").write("x")
+    if len(open(sys.argv[1], "rb").read()) == 9: os.kill(os.getpid(), 9)
+    open(sys.argv[1], "ab").write(b"x")
     return {"double": size * 2.5, "word": kind * 2}
 asyncio.run(sweep(trial, {"size": [1, 2, 3], "kind": ["a", "b"]}, repeats=3, warmup=0, path=sys.argv[2]))
 """
