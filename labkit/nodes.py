@@ -28,8 +28,8 @@ def home():
 
 
 def work():
-    """The git-ignored folder for what lessons write (workers' code, rows of experiments): `work` of the project, or of
-    LABKIT_HOME if that is set, since the project may not be writable then."""
+    """The git-ignored folder for what lessons write (workers' code, rows of experiments): `work` of
+    the project, or of LABKIT_HOME if that is set, since the project may not be writable then."""
     return home() / "work" if os.environ.get("LABKIT_HOME") else PROJECT / "work"
 
 
