@@ -7,9 +7,9 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-LIBRARIES = tuple({os.path.normcase(os.path.join(folder, "")) for folder in (
-    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    os.path.dirname(os.__file__), os.path.dirname(__file__))})  # Python's, of installed packages, and labkit's own
+FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+FOLDERS += [os.path.dirname(os.__file__), os.path.dirname(__file__)]  # labkit's own is the last
+LIBRARIES = tuple(os.path.normcase(os.path.join(folder, "")) for folder in FOLDERS)
 
 
 class LabError(Exception):
@@ -113,18 +113,20 @@ def _unseen(task):
 
 
 def own_frames(error):
-    """The frames of the reader's own code that the error passed through, innermost last (list of FrameSummary): not those of
-    labkit, of Python, or of an installed package."""
-    return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    """The frames of the reader's own code that the error passed through, innermost last (list of
+    FrameSummary): not those of labkit, of Python, or of an installed package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not _is_library(frame.filename)]
 
 
 def _is_library(filename):
     path = os.path.normcase(filename)
-    return path.startswith(("<frozen", *LIBRARIES)) or "site-packages" in path or "dist-packages" in path
+    return (path.startswith(("<frozen", *LIBRARIES))
+            or "site-packages" in path or "dist-packages" in path)
 
 
 def where(error):
-    """' (in handler, line 3)': where in the reader's own code it happened; empty if it passed through none of it."""
+    """' (in handler, line 3)': where in the reader's own code it happened; empty if nowhere in it."""
     frames = own_frames(error)
     return f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
 

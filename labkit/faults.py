@@ -20,8 +20,8 @@ CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.Unexpecte
 
 
 def is_consequence(error):
-    """True if this is what error_cb hears when a node goes away: no news after a fault. An error of the reader's own code
-    is always news, whatever its type: a FileNotFoundError is an OSError too."""
+    """True if this is what error_cb hears when a node goes away: no news after a fault. An error of
+    the reader's own code is always news, whatever its type: a FileNotFoundError is an OSError too."""
     if own_frames(error):
         return False
     return isinstance(error, CONSEQUENCES) or "empty response from server" in str(error)  # docker's proxy, the node behind it dead

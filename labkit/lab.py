@@ -137,7 +137,7 @@ class Lab:
         end = time.monotonic() + timeout
         while True:
             value = condition()
-            frame = getattr(value, "cr_frame", None)  # taken now: a coroutine that has ended no longer tells it
+            frame = getattr(value, "cr_frame", None)  # a coroutine that has ended no longer tells it
             if inspect.isawaitable(value):
                 try:
                     value = await asyncio.wait_for(value, max(0.05, end - time.monotonic()))
@@ -148,7 +148,8 @@ class Lab:
             if value and value is not UNFINISHED:
                 return value
             if time.monotonic() >= end:
-                raise LabError(f"Timed out after {timeout} s waiting for {what_it_saw(condition, value, frame)}")
+                saw = what_it_saw(condition, value, frame)
+                raise LabError(f"Timed out after {timeout} s waiting for {saw}")
             await asyncio.sleep(0.01)
 
     async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):

@@ -8,27 +8,32 @@ import sys
 import textwrap
 import types
 
-UNFINISHED = object()  # in place of a value: the condition was still waiting for something when time was over
+UNFINISHED = object()  # in place of a value: the condition had not returned when time was over
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80  # characters
 
 
 def what_it_saw(condition, value, frame=None):
-    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).', and for a def its source below that.
+    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).', and for a def its source.
 
-    value: what the condition returned last; frame: of its coroutine, if it had one (an ended one still holds its variables).
-    A plain function is called once more, and watched: nothing is left of a call that is over."""
+    value: what the condition returned last; frame: of its coroutine, if it had one (an ended one
+    still holds its variables). A plain function is called once more, and watched: nothing is left
+    of a call that is over."""
     code = getattr(condition, "__code__", None)
     if code and not frame:
         frame = _called_once_more(condition)
     text, node = _written(code) if code else (None, None)
-    seen = [f"{name} = {_short(held)}" for name, held in _held(condition, code, node, frame).items()]
+    held = _held(condition, code, node, frame)
+    seen = [f"{name} = {_short(what)}" for name, what in held.items()]
     if value is UNFINISHED:
         seen.append("it had not returned yet")
     elif value is not False or not seen:
         seen.append(f"it returned {_short(value)}")
-    name = text if isinstance(node, ast.Lambda) else getattr(condition, "__name__", None) or _short(condition)
-    source = f"\n\n{textwrap.indent(text, '    ')}" if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else ""
+    if isinstance(node, ast.Lambda):
+        name, source = text, ""
+    else:
+        name = getattr(condition, "__name__", None) or _short(condition)
+        source = f"\n\n{textwrap.indent(text, '    ')}" if text else ""
     return f"`{name}`. Last seen: {', '.join(seen)}.{source}"
 
 
@@ -50,7 +55,8 @@ def _called_once_more(condition):
 
 
 def _written(code):
-    """How this code stands in its file or cell: (text, ast node), or (None, None). Of a lambda the text is its body."""
+    """How this code stands in its file or cell: (text, ast node), or (None, None). The text of a
+    lambda is its body."""
     source = "".join(linecache.getlines(code.co_filename))
     try:
         nodes = [node for node in ast.walk(ast.parse(source)) if _is_of(code, node)]
@@ -67,7 +73,8 @@ def _written(code):
 
 def _is_of(code, node):
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return node.name == code.co_name and min(part.lineno for part in [node, *node.decorator_list]) == code.co_firstlineno
+        first = min(part.lineno for part in [node, *node.decorator_list])
+        return (node.name, first) == (code.co_name, code.co_firstlineno)
     if not isinstance(node, ast.Lambda) or code.co_name != "<lambda>":
         return False
     places = [place for place in code.co_positions() if place[3]]  # the others are of no expression
@@ -78,29 +85,39 @@ def _is_of(code, node):
 
 
 def _held(condition, code, node, frame):
-    """{expression: value}: what the names that the condition reads (dotted ones, too) and the calls that it compares hold."""
+    """{expression: value} of the names that the condition reads, also dotted ones, and of the calls
+    that it compares."""
     if not code:
         return {}
-    scope = {**condition.__globals__, **inspect.getclosurevars(condition).nonlocals, **(frame.f_locals if frame else {})}
-    texts = [*_compared_calls(node), *_names(node)] if node else [*code.co_varnames, *code.co_freevars, *code.co_names]
+    scope = condition.__globals__ | inspect.getclosurevars(condition).nonlocals
+    if frame:
+        scope |= frame.f_locals
+    if node:
+        texts = [*_compared_calls(node), *_names(node)]
+    else:
+        texts = [*code.co_varnames, *code.co_freevars, *code.co_names]
     if frame and frame.f_code is not code:  # a lambda that calls an async def: that one's variables
         texts += frame.f_locals
     found = {}
     for text in texts:
-        with contextlib.suppress(Exception):  # a variable of a comprehension, or one that was not set yet
+        with contextlib.suppress(Exception):  # a comprehension's variable, or not set yet
             found[text] = eval(text, scope)
     return {text: value for text, value in found.items() if _tells(value)}
 
 
 def _compared_calls(node):
-    """Source of the calls whose results a lambda compares or combines, such as `len(got)` in `len(got) >= 3`."""
+    """Source of the calls whose results a lambda compares or combines: `len(got)` in `len(got) > 3`.
+    To make them once more does no harm: until() has called the condition over and over."""
     for part in ast.walk(node) if isinstance(node, ast.Lambda) else ():
-        operands = [part.left, *part.comparators] if isinstance(part, ast.Compare) else getattr(part, "values", [])
+        operands = getattr(part, "values", [])  # of `and` and `or`
+        if isinstance(part, ast.Compare):
+            operands = [part.left, *part.comparators]
         yield from (ast.unparse(operand) for operand in operands if isinstance(operand, ast.Call))
 
 
 def _names(node):
-    """The names that this piece of source reads, also dotted ones (`sub.delivered`); of a method, what it belongs to."""
+    """The names that this piece of source reads, also dotted ones (`sub.delivered`); of a method that
+    it calls, what the method belongs to."""
     dotted = isinstance(node, ast.Attribute) and ast.unparse(node)
     if isinstance(node, ast.Name):
         yield node.id
@@ -108,16 +125,18 @@ def _names(node):
         yield dotted
     else:
         for child in ast.iter_child_nodes(node):
-            method = isinstance(node, ast.Call) and child is node.func and isinstance(child, ast.Attribute)
-            yield from _names(child.value if method else child)
+            called = isinstance(node, ast.Call) and child is node.func
+            yield from _names(child.value if called and isinstance(child, ast.Attribute) else child)
 
 
 def _tells(value):
-    """True for data: not for functions, classes and modules, nor for what has no words of its own (`<object at 0x…>`)."""
+    """True for data: not for functions, classes and modules, nor for what has no words of its own
+    (`<object at 0x…>`)."""
     if inspect.iscoroutine(value):
         value.close()  # nobody awaits it
-    return not (callable(value) or isinstance(value, types.ModuleType) or type(value).__repr__ is object.__repr__
-                or inspect.isawaitable(value))
+        return False
+    has_words = type(value).__repr__ is not object.__repr__
+    return has_words and not callable(value) and not isinstance(value, types.ModuleType)
 
 
 def _short(value):

@@ -150,8 +150,8 @@ async def _wait(lab, look, what, timeout):
         if time.monotonic() > end:
             last = {name: {stream or "meta": _standing(name, group(view, stream)) for stream in (None, *view["streams"])}
                     for name, view in (await seen(lab.cluster, lab.topic, patient)).items()}
-            raise LabError(f"Timed out after {timeout:.3g} s waiting for {what}. Last seen, node by node, who leads: {last or 'no answer'} "
-                           "(after a leader, what it says of its replicas).")
+            raise LabError(f"Timed out after {timeout:.3g} s waiting for {what}. Last seen, node by node, "
+                           f"who leads: {last or 'no answer'} (after a leader, what it says of its replicas).")
         await asyncio.sleep(0.02)
     return found
 

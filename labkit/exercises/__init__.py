@@ -20,7 +20,7 @@ from labkit import workers
 from labkit.errors import where
 
 LIMIT = 10  # seconds that a check may take by default; an answer that never returns must not hang the notebook
-_shown = collections.Counter()  # owner of hints -> how many of them were shown; the one place that counts them
+_shown = collections.Counter()  # owner of hints -> how many of them were shown
 _pieces = itertools.count(1)  # numbers the sources that run_source() has run
 
 
@@ -91,28 +91,31 @@ def book(module, lab):
 
 
 def next_hint(owner, hints):
-    """The next of these hints, as text; the last one again once all were shown. owner: whose hints they are (hashable);
-    hints of one owner move on together, however many objects show them."""
+    """The next of these hints, as text; the last one again once all were shown. owner: whose hints
+    they are (hashable); those of one owner move on together, however many objects show them."""
     if not hints:
         return "There is no hint. See a solution with .solution()"
     number = min(_shown[owner], len(hints) - 1)
-    over = "\nThat was the last hint. See a solution with .solution()" if _shown[owner] >= len(hints) else ""
+    over = _shown[owner] >= len(hints)
     _shown[owner] += 1
-    return f"Hint {number + 1} of {len(hints)}: {hints[number]}{over}"
+    hint = f"Hint {number + 1} of {len(hints)}: {hints[number]}"
+    return f"{hint}\nThat was the last hint. See a solution with .solution()" if over else hint
 
 
 def untouched(answer):
-    """True for `...`, and for a function whose body is nothing but `...` (and a docstring). Its source decides, since Python
-    compiles `...` and `pass` to the same code; a function without source counts as attempted."""
+    """True for `...`, and for a function whose body is nothing but `...` (and a docstring). Its
+    source decides, since Python compiles `...` and `pass` to the same code; a function without
+    source counts as attempted."""
     if answer is ...:
         return True
     if not inspect.isfunction(answer):
         return False
     try:
         written = ast.parse(textwrap.dedent(inspect.getsource(answer))).body[0]
-    except (OSError, SyntaxError):  # no source; or a lambda, which stands in the middle of something
+    except (OSError, SyntaxError):  # no source; or a lambda, in the middle of a line
         return False
-    return isinstance(written, (ast.FunctionDef, ast.AsyncFunctionDef)) and workers.only_dots(written)
+    is_def = isinstance(written, (ast.FunctionDef, ast.AsyncFunctionDef))
+    return is_def and workers.only_dots(written)
 
 
 async def run_source(source, **names):
@@ -122,7 +125,8 @@ async def run_source(source, **names):
         workers.write(names["lab"].topic, magic.split()[1], body)
         return names
     name = f"<answer {next(_pieces)}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # as IPython does with cells
+    # As IPython does with cells: untouched() reads the source from there.
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = eval(code, names)
     if inspect.iscoroutine(result):
