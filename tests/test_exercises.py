@@ -108,6 +108,8 @@ async def test_a_coroutine_in_place_of_a_function_is_told_apart():
 
 @pytest.mark.parametrize("source, expected", [
     ("answer = ...", True), ("async def answer(nc):\n    ...", True), ("def answer(a, b=1):\n    'what to do'\n    ...", True),
-    ("async def answer(nc):\n    await nc.flush()", False), ("answer = None", False), ("async def answer():\n    return 1", False)])
+    ("async def answer(a):\n    'what to do'\n    ...", True), ("async def answer(nc):\n    await nc.flush()", False),
+    ("answer = None", False), ("async def answer():\n    return 1", False), ("def answer():\n    return 1", False),
+    ("def answer(a):\n    return a", False), ("def answer(a, b):\n    'what to do'\n    return a, b", False)])
 async def test_only_the_untouched_stub_is_not_attempted(source, expected):
     assert exercises.untouched((await exercises.run_source(source))["answer"]) is expected
