@@ -22,7 +22,7 @@ import nats
 import psutil
 from nats.nuid import NUID
 
-from labkit import nodes, paths
+from labkit import paths
 from labkit.errors import LabError, check_timeout
 from labkit.launch import launch
 
@@ -71,9 +71,7 @@ def offer_magic(topic):
     """Makes `%%worker NAME.py` write a cell's text for this lesson, where there is an IPython."""
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         def worker(line, cell):
-            path = write(topic, line.strip(), cell)
-            inside = path.is_relative_to(nodes.PROJECT)
-            print(f"written: {path.relative_to(nodes.PROJECT).as_posix() if inside else path}")
+            print(f"written: {write(topic, line.strip(), cell).name}")
         shell.register_magic_function(worker, magic_kind="cell")
 
 

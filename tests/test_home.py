@@ -123,7 +123,7 @@ def test_a_home_that_another_user_left_is_said_with_its_owner(own, labkit, verb)
     for folder in (own, own / "lessons"):
         folder.mkdir()
     for name in ("cluster.lock", "lessons/checks.lock"):
-        (own / name).write_text("")
+        (own / name).touch()
         (own / name).chmod(0o600)
     code, said = another_user(sys.executable, "-m", "labkit", verb)
     assert "Traceback" not in said, said
@@ -221,7 +221,7 @@ def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, labkit):
     assert labkit("up")[0] == 0
     worker = ("import asyncio\nfrom labkit import Lab, LabError, workers\nasync def main():\n    lab = await Lab.open('checks')\n"
               "    workers.write('checks', 'w.py', 'import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(60)')\n"
-              "    kept = [open('/dev/null') for _ in range(200)]\n    more = []\n"
+              "    kept = [open('/dev/null', 'rb') for _ in range(200)]\n    more = []\n"
               "    try:\n        for n in range(60): more.append(await lab.worker('w.py', str(n)))\n"
               "    except LabError as error: print('said:', error)\n    kept.clear()\n    await lab.close()\nasyncio.run(main())")
     code, said = limited(240, "-c", worker)

@@ -200,7 +200,7 @@ async def test_a_clock_that_is_set_while_a_lab_is_open_changes_nothing(own, monk
 def test_nor_does_it_when_the_kernel_is_killed_after_the_clock_was_set(own, python, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, psutil\ncreated = psutil.Process.create_time\n"
-        "psutil.Process.create_time = lambda p: created(p) + 3600 * os.path.exists(os.environ['CLOCK'])\n")
+        "psutil.Process.create_time = lambda p: created(p) + 3600 * os.path.exists(os.environ['CLOCK'])\n", encoding="utf-8")
     kernel = python(OPEN, PYTHONPATH=str(tmp_path), CLOCK=str(tmp_path / "set"))
     left = told(kernel)
     (tmp_path / "set").touch()
@@ -229,14 +229,14 @@ def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
     """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever home."""
     (tmp_path / "test_it.py").write_text(
         "import asyncio, os, time\nfrom labkit import cluster\ndef test(own):\n    asyncio.run(cluster.find_or_start())\n"
-        f"    open({str(tmp_path / 'mark')!r}, 'w').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n")
+        f"    open({str(tmp_path / 'mark')!r}, 'w', encoding='utf-8').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n", encoding="utf-8")
     (tmp_path / "conftest.py").write_text((nodes.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "LABKIT_TESTS"))}
     run = subprocess.Popen([sys.executable, "-m", "pytest", "-q", "-n", "2", "--rootdir", str(tmp_path), str(tmp_path)],
                            cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
     try:
-        wait_for(lambda: (tmp_path / "mark").exists() and (tmp_path / "mark").read_text(), timeout=90)
-        mark = (tmp_path / "mark").read_text()
+        wait_for(lambda: (tmp_path / "mark").exists() and (tmp_path / "mark").read_text(encoding="utf-8"), timeout=90)
+        mark = (tmp_path / "mark").read_text(encoding="utf-8")
         assert [process.name() for process in ward.owned(mark, "LABKIT_TESTS")].count("nats-server") == 3
     finally:
         run.kill()
