@@ -109,7 +109,8 @@ async def test_a_port_taken_by_something_that_is_no_server_is_named_too(own):
 
 async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_the_rest_is_ended(own, monkeypatch):
     broken = own.parent / "broken.conf"
-    broken.write_text(nodes.CONFIG.read_text(encoding="utf-8") + "\nno_such_option: 1\n")
+    config = nodes.CONFIG.read_text(encoding="utf-8")
+    broken.write_text(config + "\nno_such_option: 1\n", encoding="utf-8")
     monkeypatch.setattr(nodes, "CONFIG", broken)
     began = time.monotonic()
     with pytest.raises(LabError, match="n[123] ended while it started.*no_such_option"):
