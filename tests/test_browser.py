@@ -31,12 +31,16 @@ CELLS = "() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.filte
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(tmp_path_factory):
+    settings = tmp_path_factory.mktemp("settings")  # of JupyterLab: a slow Run All is not saved in the middle
+    (settings / "@jupyterlab" / "docmanager-extension").mkdir(parents=True)
+    (settings / "@jupyterlab" / "docmanager-extension" / "plugin.jupyterlab-settings").write_text('{"autosave": false}', encoding="utf-8")
     was_up = asyncio.run(clusters.find())
     port = next(port for port in range(18888, 18988) if nodes.is_free(port))
     command = [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port), "--expose-app-in-browser",
                "--IdentityProvider.token=look"]
-    lab = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    lab = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                           env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings)})
     end = time.monotonic() + 180
     while True:
         try:
