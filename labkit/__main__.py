@@ -29,7 +29,7 @@ def up():
     began = time.monotonic()
     with console.status("looking for a cluster …") as status:
         cluster = asyncio.run(clusters.find_or_start(lambda text: status.update(f"{text} …")))
-    console.print(f"cluster up after {time.monotonic() - began:.1f} s ({cluster.backend}): {' '.join(cluster.servers)}")
+    console.print(f"cluster up after {time.monotonic() - began:.1f} s ({cluster.backend}): {cluster.shown}")
 
 
 @app.command()
@@ -53,7 +53,7 @@ def status():
         raise typer.Exit(1)
     from labkit import tables
     frame = asyncio.run(tables.nodes(cluster)).reset_index()
-    table = Table(*map(str, frame.columns), title=f"{cluster.backend}: {' '.join(cluster.servers)}", title_justify="left")
+    table = Table(*map(str, frame.columns), title=f"{cluster.backend}: {cluster.shown}", title_justify="left")
     for row in frame.itertuples(index=False):
         table.add_row(*map(str, row))
     console.print(table)

@@ -61,7 +61,7 @@ def ports():
     if cluster and cluster.backend == "attached":
         return []  # the lab starts nothing, so it wants no port; see attached()
     if cluster:
-        return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {' '.join(cluster.servers)}")]
+        return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {cluster.shown}")]
     first = nodes.first_port()
     ours = [process.pid for process in nodes.strays(nodes.home())]
     taken = {port: who for offset in (0, 2000, 4000) for port in range(first + offset, first + offset + 3)
@@ -119,7 +119,7 @@ def attached():
     cluster = asyncio.run(clusters.find())
     try:
         version = asyncio.run(_version(cluster))
-        yield Finding("good", f"NATS_URL answers: nats-server {version} at {cluster.servers[0]}")
+        yield Finding("good", f"NATS_URL answers: nats-server {version} at {cluster.shown}")
     except LabError as error:
         yield Finding("bad", str(error))
 
