@@ -391,10 +391,8 @@ async def connections_left(cluster, topic):
     (list of words)."""
     end = time.monotonic() + 10
     while True:
-        table = await tables.connections(cluster, topic)
-        if not len(table) or time.monotonic() > end:
-            return [
-                f"connection {row['name'] or 'without a name'} to {row['node']}"
-                for _, row in table.iterrows()
-            ]
+        rows = await tables.connection_rows(cluster, topic)
+        if not rows or time.monotonic() > end:
+            names = [(row["name"] or "without a name", row["node"]) for row in rows]
+            return [f"connection {name} to {node}" for name, node in names]
         await asyncio.sleep(0.02)
