@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import AsyncFileLock, FileLock, Timeout
 
 from labkit import compose, launch, nodes, paths
+from labkit.client import login_in, without_secrets
 from labkit.errors import LabError, explained
 from labkit.nodes import Node
 from labkit.settle import can_create
@@ -25,23 +26,40 @@ class Cluster:
     """A cluster to learn on. `backend` is "embedded" (processes), "compose" (containers) or "attached" (NATS_URL)."""
     backend: str
     nodes: list = field(default_factory=list)
-    servers: list = field(default_factory=list)  # URLs for nats.connect
+    servers: list = field(default_factory=list, repr=False)  # URLs for nats.connect
+    url_login: dict = field(default_factory=dict, repr=False)  # the login in NATS_URL, as options
 
     @property
     def shown(self):
-        """The servers as they may be printed, joined by spaces."""
-        return " ".join(self.servers)
+        """The servers as they may be printed, logged and stored: without user, password, token."""
+        return " ".join(map(without_secrets, self.servers))
 
     def login(self, account):
-        """Options for nats.connect that lead to this account; on an attached cluster, those of NATS_USER, NATS_PASSWORD
-        and NATS_CREDS. Raises LabError if the credentials file is not there."""
+        """Options for nats.connect that lead to this account; on an attached cluster, those of
+        NATS_USER, NATS_PASSWORD and NATS_CREDS, or of NATS_URL itself. Raises LabError if the
+        credentials file is not there."""
         if self.backend != "attached":
             return {"servers": self.servers, "user": account, "password": "lab"}
         wanted = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
                   "user_credentials": os.environ.get("NATS_CREDS")}
         if wanted["user_credentials"] and not os.path.isfile(wanted["user_credentials"]):
             raise LabError(f"NATS_CREDS names {wanted['user_credentials']}, which is no file; wanted: a .creds file.")
-        return {"servers": self.servers, **{key: value for key, value in wanted.items() if value}}
+        given = {key: value for key, value in wanted.items() if value}
+        return {"servers": self.servers, **self.url_login, **given}
+
+
+def attached(urls):
+    """The Cluster of these URLs (text, as in NATS_URL).
+
+    A login in them becomes an option of the clients, so that it holds also on servers that the
+    cluster tells of, and stands in no client's addresses. Where there are several logins, each
+    stays in its URL."""
+    urls = [url.strip() for url in urls.split(",")]
+    logins = [login for url in urls if (login := login_in(url))]
+    if any(login != logins[0] for login in logins):
+        return Cluster("attached", servers=urls)
+    addresses = [without_secrets(url) for url in urls]
+    return Cluster("attached", servers=addresses, url_login=logins[0] if logins else {})
 
 
 async def find():
@@ -55,7 +73,7 @@ async def find():
         raise LabError(f"LABKIT_BACKEND is {backend!r}; wanted: embedded, compose, or not set (then NATS_URL counts, "
                        "then a running compose cluster, then the embedded one).")
     if os.environ.get("NATS_URL") and not backend:
-        return Cluster("attached", servers=[url.strip() for url in os.environ["NATS_URL"].split(",")])
+        return attached(os.environ["NATS_URL"])
     if backend == "compose":
         return await find_compose()
     if backend == "embedded":

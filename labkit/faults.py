@@ -12,6 +12,7 @@ import nats
 import psutil
 
 from labkit import compose, nodes, state
+from labkit.client import connect, farewell
 from labkit.errors import LabError, check_timeout, own_frames
 from labkit.private import Private
 
@@ -130,14 +131,14 @@ class Faults:
         wish = json.dumps({"placement": {"preferred": to}}).encode() if to else b""
         what = ".".join(filter(None, ["CONSUMER" if consumer else "STREAM" if stream else "META", "LEADER.STEPDOWN",
                                       stream, consumer]))
-        client = self.lab.nc if stream else await nats.connect(**self.lab.cluster.login("sys"))
+        client = self.lab.nc if stream else await connect(**self.lab.cluster.login("sys"))
         try:
             answer = json.loads((await client.request(f"$JS.API.{what}", wish, timeout=timeout)).data)
         except asyncio.TimeoutError:
             raise LabError(f"No answer within {timeout:.3g} s to the request {what}. Look with: await lab.replicas()") from None
         finally:
             if not stream:
-                await client.close()
+                await farewell(client, drain=False)
         if "error" in answer:
             raise LabError(f"The server refused: {answer['error']}")
 

@@ -38,7 +38,7 @@ class Lab:
             await _open[topic]._leave()
         lab = cls()
         lab.topic, lab.cluster, lab.clients, lab.workers = topic, None, [], []
-        lab._net, lab._slate = ErrorNet(), None
+        lab._net, lab._slate, lab._closing = ErrorNet(), None, False
         lab._lock, lab.faults, lab._undo = claim(topic), faults.Faults(lab), contextlib.AsyncExitStack()
         try:
             await lab._enter(private)
@@ -85,15 +85,26 @@ class Lab:
         node: "n1", "n2" or "n3" to connect to that node; without it, to the first that answers.
         options: any of nats.connect's. Without an error_cb of yours, errors are collected for raise_errors().
         """
-        if _open.get(self.topic) is not self:
-            raise LabError("This lab is closed. Run the setup cell again.")
+        self.refuse_closed()
         login = self.cluster.login(self.topic)
         if node:
             login["servers"] = [self.node(node).url]
         client = await connect(timeout=3 if self.attached else 10, **{  # its own nodes are there, if slow at times
             "dont_randomize": True, "name": name or self.topic, "error_cb": self._net.error_cb, **login, **options})
+        try:
+            self.refuse_closed()  # meanwhile: nobody would close this one
+        except LabError:
+            await farewell(client, drain=False)
+            raise
         self.clients.append(client)
+        if self._slate:
+            self._slate.watch(client)
         return client
+
+    def refuse_closed(self):
+        """Raises LabError once the lab is being closed: what is started now would outlive it."""
+        if self._closing or _open.get(self.topic) is not self:
+            raise LabError("This lab is closed. Run the setup cell again.")
 
     def node(self, name):
         """The Node of this name ("n1", "n2" or "n3"): its ports, its process. Raises LabError if there is none."""
@@ -215,12 +226,15 @@ class Lab:
         self.raise_errors()
         if left:
             raise LabError(f"Left behind by this lesson: {', '.join(left)}.")
-        print("closed: nothing left behind")
+        if stays := ", ".join(self._slate.stays):
+            print(f"closed. Streams that are not known to be the lesson's stay: {stays}")
+        else:
+            print("closed: nothing left behind")
 
     async def _leave(self):
         """Closes and deletes what is the lesson's own; returns what could not be removed (list of words)."""
         self._net.unwatch()
-        left = []
+        left, self._closing = [], True
         async with contextlib.AsyncExitStack() as ends:  # the last one first, each whatever became of those before
             ends.callback(self._let_go)
             ends.push_async_callback(self._say_goodbye, left)
@@ -236,7 +250,7 @@ class Lab:
         if isinstance(self.cluster, private.Private):
             return  # the cluster goes as a whole, in whatever state it is
         await self.faults.heal()
-        if self._slate and not self.nc.is_closed:
+        if self._slate:
             left += await self._slate.wipe()
 
     async def _say_goodbye(self, left):

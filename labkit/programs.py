@@ -70,8 +70,10 @@ def program(lab, file, name=None, **environment):
 
     environment: more variables, or other values for these. It ends with the lesson at the latest."""
     login = lab.cluster.login(lab.topic)
-    settings = {"NATS_URL": ",".join(login["servers"]), "NATS_USER": login.get("user"), "NATS_PASSWORD": login.get("password"),
-                **environment}
+    # A token stands nowhere but in the URL.
+    url = os.environ["NATS_URL"] if lab.attached else ",".join(login["servers"])
+    settings = {"NATS_URL": url, "NATS_USER": login.get("user"),
+                "NATS_PASSWORD": login.get("password"), **environment}
     name = name or Path(file).stem
     clean = {key: value for key, value in os.environ.items() if not key.startswith("NATS_")}
     with open(lab.scratch / f"{name}.out", "wb") as out, open(lab.scratch / f"{name}.err", "wb") as err:

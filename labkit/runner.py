@@ -19,7 +19,14 @@ import nats
 async def main(order):
     """order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and pause_at ([event, count]
     or None) and options (keyword arguments for work)."""
-    nc = await nats.connect(name=order["name"], **order["login"])
+    async def introduce():
+        """Tells the notebook which connection this is: its streams are the lesson's."""
+        info = nc._server_info
+        who = info.get("server_name") or info.get("server_id"), nc.client_id, order["name"]
+        await nc.publish(order["events"], json.dumps({"connection": who}).encode())
+
+    nc = await nats.connect(name=order["name"], reconnected_cb=introduce, **order["login"])
+    await introduce()
     passed = collections.Counter()
 
     async def point(event, **fields):

@@ -13,7 +13,7 @@ import time
 from nats.errors import Error, NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
-from labkit.client import connect
+from labkit.client import connect, farewell
 from labkit.errors import LabError
 
 REFUSED = (10060,)  # "expected stream does not match": said by the leader itself, so it is known here
@@ -37,7 +37,7 @@ async def can_create(cluster, timeout=40):
                     raise LabError(f"No R3 stream could be created after {timeout} s: {error!r}.") from None
                 await asyncio.sleep(0.02)
     finally:
-        await client.close()
+        await farewell(client, drain=False)
 
 
 async def settled(client, stream, timeout=20):

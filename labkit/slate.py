@@ -1,42 +1,52 @@
 """A clean slate: which streams are the lesson's own, and how they go away."""
+
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import time
 from pathlib import Path
 
+from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js.errors import NotFoundError
 
 from labkit import cluster as clusters
 from labkit import nodes, tables
-from labkit.client import connect
+from labkit.client import connect, farewell
 from labkit.errors import LabError
 
 NO_JETSTREAM = (10039, 10076)  # not enabled for the account, not enabled at all
+FAILURES = (LabError, NatsError, TimeoutError)  # how cleaning up may fail where the servers are not well
 CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each connection asked of JetStream
 
 
 async def stream_names(client, timeout=15):
-    """Names of all streams of the client's account (set); the empty set where there is no JetStream. timeout: seconds;
-    raises LabError if nobody answers so long: silence is not "no streams".
+    """Names of all streams of the client's account (set); the empty set where there is no
+    JetStream. timeout: seconds; raises LabError if nobody answers so long: silence is not "no
+    streams".
 
-    Of the names the meta leader knows all; a list with their state (streams_info) it gathers from the streams' leaders, waits
-    four seconds for each that is silent, and then leaves it out."""
+    The meta leader knows all names. A list with their state (streams_info) it gathers from the
+    streams' leaders: it waits four seconds for each that is silent, and then leaves it out."""
     found, total, end = [], 1, time.monotonic() + timeout
     while len(found) < total:
         try:
-            answer = await client.request("$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3)
+            answer = await client.request(
+                "$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3
+            )
             page = json.loads(answer.data)
         except NoRespondersError:
             break
         except TimeoutError:
             page = {"error": {"err_code": None}}
-        if "error" in page and page["error"]["err_code"] not in NO_JETSTREAM:  # busy, or no meta leader at this moment
+        # busy, or no meta leader at this moment
+        if "error" in page and page["error"]["err_code"] not in NO_JETSTREAM:
             if time.monotonic() > end or not client.is_connected:
-                raise LabError("JetStream does not answer, so nobody knows which streams there are. "
-                               "Look with: python -m labkit status")
+                raise LabError(
+                    "JetStream does not answer, so nobody knows which streams there are. "
+                    "Look with: python -m labkit status"
+                )
             await asyncio.sleep(0.02)
             continue
         names, total = page.get("streams") or [], page.get("total", 0)
@@ -47,15 +57,16 @@ async def stream_names(client, timeout=15):
 
 
 async def delete(js, name):
-    """Deletes a stream. Returns False if it was gone already: a list may name one for a moment after its end."""
+    """Deletes a stream. Returns False if it was gone already: a list may name one for a moment
+    after its end."""
     with contextlib.suppress(NotFoundError):
         return await js.delete_stream(name)
     return False
 
 
 async def delete_all(client, names, timeout=10):
-    """Deletes these streams (set of names) and waits until the meta leader names them no more, which takes it a moment: whoever
-    notes what is there meanwhile takes them for somebody else's."""
+    """Deletes these streams (set of names) and waits until the meta leader no longer names them:
+    until then, who looks for streams finds them, and takes them for somebody else's."""
     for name in names:
         await delete(client.jetstream(), name)
     for _ in range(int(timeout / 0.02)):
@@ -65,113 +76,315 @@ async def delete_all(client, names, timeout=10):
 
 
 class Account:
-    """On the lab's own cluster the account belongs to the lesson, and so does every stream in it."""
+    """On the lab's own cluster the account is the lesson's, and so is every stream in it."""
+
+    stays = ()  # words for each stream that is not known to be the lesson's, see Made
 
     def __init__(self, lab):
         self.lab = lab
 
-    async def streams(self):
-        return await stream_names(self.lab.nc)
+    def watch(self, client):
+        """The streams that this client makes are the lesson's. Here they all are."""
+
+    def count_in(self, who):
+        """The same for a connection of another process, named as by connection()."""
 
     async def clean(self):
-        """Deletes the lesson's streams. Returns how many there were."""
-        names = await self.streams()
-        await delete_all(self.lab.nc, names)
-        await self._until_off_disk(names)
+        """Deletes what an earlier run left behind. Returns how many streams that were."""
+        names = await stream_names(self.lab.nc)
+        await self._delete(self.lab.nc, names)
         return len(names)
 
     async def wipe(self):
-        """Deletes them when the lesson ends. Returns what may be left (list of words)."""
+        """Deletes the lesson's streams when it ends. Returns what may be left (list of words)."""
         try:
-            await self.clean()
-            return [f"stream {name}" for name in await self.streams()]
-        except LabError as error:
-            return [f"its streams ({error})"]
+            async with self._hand() as client:
+                await self._delete(client, await stream_names(client))
+                return [f"stream {name}" for name in await stream_names(client)]
+        except FAILURES as error:
+            return [f"its streams ({error or type(error).__name__})"]
+
+    @contextlib.asynccontextmanager
+    async def _hand(self):
+        """A client to clean up with: the lesson's own, or a new one where that is closed."""
+        if not self.lab.nc.is_closed:
+            yield self.lab.nc
+            return
+        client = await connect(**self.lab.cluster.login(self.lab.topic), name="clean-up")
+        try:
+            yield client
+        finally:
+            await farewell(client, drain=False)
+
+    async def _delete(self, client, names):
+        await delete_all(client, names)
+        await self._until_off_disk(names)
 
     async def _until_off_disk(self, names, timeout=10):
-        """Followers remove a deleted stream's files a moment later; a stream of the same name that is created before
-        can fail with err_code 10049. Seen from here only where the nodes are processes of this machine."""
-        streams = [Path(node.store, "jetstream", self.lab.topic.upper(), "streams") for node in self.lab.cluster.nodes
-                   if node.store]
+        """Followers remove a deleted stream's files a moment later; a stream of the same name that
+        is created before can fail with err_code 10049. Seen from here only where the nodes are
+        processes of this machine."""
+        streams = [
+            Path(node.store, "jetstream", self.lab.topic.upper(), "streams")
+            for node in self.lab.cluster.nodes
+            if node.store
+        ]
         for _ in range(int(timeout / 0.02)):
             if not any((folder / name).exists() for folder in streams for name in names):
                 return
             await asyncio.sleep(0.02)
 
 
-class Made(Account):
-    """On a cluster of the user's own, only the streams that this lesson's connections created are the lesson's.
+def connection(client):
+    """How the server's audits name this connection: (server, client number there, client name)."""
+    info = client._server_info  # nats-py tells the number, but not whose number it is
+    return (
+        info.get("server_name") or info.get("server_id"),
+        client.client_id,
+        client.options["name"],
+    )
 
-    The server says which those are: it publishes an audit of every JetStream API call with the connection that made
-    it. The names are also written down, for the case that the kernel is killed before it can clean up.
+
+class Made(Account):
+    """On a cluster of the user's own, only what this lesson's connections created is the lesson's.
+
+    The server says who created what: it publishes an audit of every call of the JetStream API, with
+    the connection that made it. The audit of a create comes a moment after its answer. Which
+    connections are the lesson's is known from its clients, and from its workers, who report theirs.
+    Whatever is known to be the lesson's is written down at once, because the kernel may be killed
+    before it can clean up.
     """
 
     def __init__(self, lab):
         super().__init__(lab)
-        self.file = nodes.home() / "lessons" / f"{lab.topic}.made.json"
-        self.made = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}  # name -> time of creation
-        self.listening = False
+        self.ours = set()  # all connections that the lesson has had, named as by connection()
+        self.makers = {}  # (stream, when it was created) -> the connections that created it (list)
+        self.before = set()  # names of the streams that were there when the lesson opened
+        self.note = Note(lab)
 
-    async def streams(self):
-        found = set()
-        for name, created in self.made.items():
-            with contextlib.suppress(NotFoundError):
-                if str((await self.lab.js.stream_info(name)).created) == created:
-                    found.add(name)
-        return found
+    def watch(self, client):
+        """This client's connection is the lesson's, and so is each one after a reconnect."""
+        self.count_in(connection(client))
+        reconnected = client._reconnected_cb  # the learner's own, if there is one
+
+        async def reconnected_cb():
+            self.count_in(connection(client))
+            if reconnected:
+                await reconnected()
+
+        client._reconnected_cb = reconnected_cb
+
+    def count_in(self, who):
+        self.ours.add(tuple(who))
+        self._write_down()
 
     async def clean(self):
-        count = await super().clean()
-        self._refuse_company(await stream_names(self.lab.nc))
-        self.made = {}
-        self.file.unlink(missing_ok=True)
-        if not self.listening:
-            self.listening = True
-            await self.lab.nc.subscribe(CREATED, cb=self._note)
-        return count
+        for client in self.lab.clients:
+            self.watch(client)
+        # A connection of its own: the learner may close, drain or overload the others.
+        ear = await self.lab.connect(name=f"{self.lab.topic} clean-up", error_cb=self._trouble)
+        await ear.subscribe(CREATED, cb=self._hear)
+        await ear.flush()
+        old = self.note.read()
+        found = await self._created(ear, {name for streams in old.values() for name in streams})
+        mine = {
+            name: when
+            for name, when in found.items()
+            if any(streams.get(name) == when for streams in old.values())
+        }
+        await self._delete(ear, set(mine))
+        self.note.forget(mine, kept={name for name, when in found.items() if not when})
+        self.before = await stream_names(ear)
+        self._refuse_company(self.before)
+        return len(mine)
 
     def _refuse_company(self, names):
-        if names and not self.listening and not os.environ.get("LABKIT_BESIDE"):
-            raise LabError(f"This account holds streams that are not the lesson's: {', '.join(sorted(names)[:5])}. Lessons delete "
-                           "and create streams by name (ORDERS, JOBS, …), so give them an account of their own with NATS_USER and "
-                           "NATS_PASSWORD, or NATS_CREDS. If no name can meet one of theirs: LABKIT_BESIDE=1.")
+        if names and not os.environ.get("LABKIT_BESIDE"):
+            raise LabError(
+                "This account holds streams that are not the lesson's: "
+                f"{', '.join(sorted(names)[:5])}. Lessons delete and create streams by name "
+                "(ORDERS, JOBS, …), so give them an account of their own with NATS_USER and "
+                "NATS_PASSWORD, or NATS_CREDS. If no name can meet one of theirs: LABKIT_BESIDE=1."
+            )
 
-    async def _note(self, message):
+    async def wipe(self):
+        """Deletes the lesson's streams. What is not known to be the lesson's is told in `stays`."""
+        try:
+            async with self._hand() as client:
+                found = await self._explained(client)
+                mine = {name: when for name, when in found.items() if self._is_ours((name, when))}
+                await self._delete(client, set(mine))
+                left = set(mine) & await stream_names(client)
+        except FAILURES as error:
+            return [f"its streams ({error or type(error).__name__})"]
+        self.note.forget({}, kept=left | {name for name, when in found.items() if not when})
+        self.stays = [
+            f"{name} ({self._who_made(name, when)})"
+            for name, when in sorted(found.items())
+            if name not in mine
+        ]
+        return [f"stream {name}" for name in sorted(left)]
+
+    async def _explained(self, client, timeout=3):
+        """All streams that are new since the lesson opened ({name: when created}), as soon as the
+        server has told who made each of them.
+
+        timeout: seconds; what the server has not told then (this user may not hear it, say) stays
+        without a maker."""
+        end = time.monotonic() + timeout
+        while True:
+            told = {name for name, _ in self.makers}
+            found = await self._created(
+                client,
+                {
+                    name
+                    for name in await stream_names(client)
+                    if name in told or name not in self.before
+                },
+            )
+            if all(key in self.makers for key in found.items()) or time.monotonic() > end:
+                return found
+            await asyncio.sleep(0.02)
+
+    async def _created(self, client, names):
+        """Those of these streams that are there ({name: when created}); "" where nobody answers."""
+
+        async def ask(name):
+            try:
+                answer = json.loads(
+                    (await client.request(f"$JS.API.STREAM.INFO.{name}", timeout=3)).data
+                )
+                return _when(answer["created"]) if "created" in answer else None
+            except (NatsError, TimeoutError):  # it has no leader
+                return ""
+
+        times = await asyncio.gather(*map(ask, names))
+        return {name: when for name, when in zip(names, times) if when is not None}
+
+    async def _hear(self, message):
         audit = json.loads(message.data)
-        answer = json.loads(audit.get("response") or "{}")
-        who = (audit.get("client", {}).get("name"), audit.get("client", {}).get("id"))
-        ours = {(client.options["name"], client.client_id) for client in self.lab.clients if client.is_connected}
-        if answer.get("did_create") and "stream_create" in answer.get("type", "") and who in ours:
-            name = answer["config"]["name"]
-            with contextlib.suppress(NotFoundError):  # deleted meanwhile
-                self.made[name] = str((await self.lab.js.stream_info(name)).created)
-                self.file.write_text(json.dumps(self.made), encoding="utf-8")
+        answer, client = json.loads(audit.get("response") or "{}"), audit.get("client") or {}
+        if not answer.get("did_create") or "stream_create" not in answer.get("type", ""):
+            return
+        name, when = answer["config"]["name"], _when(answer["created"])
+        if name in self.before and when < _when(client["start"]):
+            return  # a server alone says "created" also where it has the same stream already
+        self.makers.setdefault((name, when), []).append(
+            (client.get("server"), client.get("id"), client.get("name"))
+        )
+        self._write_down()
+
+    def _is_ours(self, key):
+        """True if the lesson has created this stream (name, when), and nobody else claims it."""
+        return key in self.makers and self.ours.issuperset(self.makers[key])
+
+    def _who_made(self, name, when):
+        names = {
+            client or "a connection without a name"
+            for _, _, client in self.makers.get((name, when), ())
+        }
+        if names:
+            return f"made by {' and '.join(sorted(names))}"
+        return "nobody has told who made it" if when else "it does not answer"
+
+    def _write_down(self):
+        self.note.add(
+            {name: when for name, when in sorted(self.makers) if self._is_ours((name, when))}
+        )
+
+    async def _trouble(self, error):
+        # A user who may not hear the audits: wipe() says what that means.
+        if "permissions violation" not in str(error).lower():
+            await self.lab._net.error_cb(error)
+
+
+class Note:
+    """What a lesson has made on clusters of the user's own, in a file.
+
+    {cluster and user: {stream: when created}}, without any secret. What stands there of one cluster
+    outlives lessons on another: it is still to be removed where a killed kernel left it."""
+
+    def __init__(self, lab):
+        login = lab.cluster.login(lab.topic)
+        user = login.get("user") or login.get("user_credentials") or ""
+        self.here = f"{lab.cluster.shown} {user}".strip()
+        self.file = nodes.home() / "lessons" / f"{lab.topic}.made.json"
+
+    def read(self):
+        """All that is written down; nothing where the file is not whole."""
+        try:
+            told = json.loads(self.file.read_text(encoding="utf-8"))
+            return {str(where): dict(streams) for where, streams in told.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def add(self, streams):
+        """These streams of this cluster are there ({name: when created})."""
+        told = self.read()
+        if streams and told.get(self.here) != {**told.get(self.here, {}), **streams}:
+            self._write({**told, self.here: {**told.get(self.here, {}), **streams}})
+
+    def forget(self, gone, kept=()):
+        """Strikes out these streams ({name: when created}), and all of this cluster but `kept`."""
+        told = {
+            where: {
+                name: when
+                for name, when in streams.items()
+                if gone.get(name) != when and (where != self.here or name in kept)
+            }
+            for where, streams in self.read().items()
+        }
+        if any(told.values()):
+            self._write({where: streams for where, streams in told.items() if streams})
+        else:
+            self.file.unlink(missing_ok=True)
+
+    def _write(self, told):
+        draft = self.file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(told), encoding="utf-8")
+        os.replace(draft, self.file)  # who is killed now leaves the old one, or the new one
+
+
+def _when(text):
+    """A time as the server writes it, with up to 9 digits, in a form that compares (text)."""
+    when = datetime.datetime.fromisoformat(text).astimezone(datetime.timezone.utc)
+    return when.isoformat(timespec="microseconds")
 
 
 async def wipe_accounts(topics):
-    """Deletes all streams of these lessons' accounts on the running cluster of the lab. Returns a line that says so."""
+    """Deletes all streams of these lessons' accounts on the running cluster of the lab. Returns a
+    line that says so."""
     unknown = [topic for topic in topics if topic not in nodes.accounts()]
     if unknown:
-        raise LabError(f"There is no lesson {unknown[0]!r}; wanted: one of {', '.join(nodes.accounts())}.")
+        raise LabError(
+            f"There is no lesson {unknown[0]!r}; wanted: one of {', '.join(nodes.accounts())}."
+        )
     cluster = await clusters.find()
     if not cluster:
         return "no cluster is up, so there is nothing to reset"
     if cluster.backend == "attached":
-        raise LabError("NATS_URL is set: a cluster of your own is never wiped. Unset it to reset the lab's cluster.")
+        raise LabError(
+            "NATS_URL is set: a cluster of your own is never wiped. Unset it to reset the lab's "
+            "cluster."
+        )
     deleted = 0
     for topic in topics:
         client = await connect(**cluster.login(topic))
-        for name in await stream_names(client):
-            deleted += await delete(client.jetstream(), name)
-        await client.close()
+        try:
+            for name in await stream_names(client):
+                deleted += await delete(client.jetstream(), name)
+        finally:
+            await farewell(client, drain=False)
     return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"
 
 
 async def connections_left(cluster, topic):
-    """Connections of this account that are still open some seconds after all of ours were closed (list of words)."""
+    """Connections of this account that are still open some seconds after all of ours were closed
+    (list of words)."""
     end = time.monotonic() + 10
     while True:
-        table = await tables.connections(cluster, topic)
-        if not len(table) or time.monotonic() > end:
-            return [f"connection {row['name'] or 'without a name'} to {row['node']}" for _, row in table.iterrows()]
+        rows = await tables.connection_rows(cluster, topic)
+        if not rows or time.monotonic() > end:
+            names = [(row["name"] or "without a name", row["node"]) for row in rows]
+            return [f"connection {name} to {node}" for name, node in names]
         await asyncio.sleep(0.02)

@@ -190,6 +190,8 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
 
     async def note(msg):
         entry = json.loads(msg.data)
+        if "event" not in entry:  # it says which connection it has
+            return lab._slate.count_in(entry["connection"])
         said.append(entry)
         if log is not None:  # both clocks count from the same moment: perf_counter is the machine's
             bisect.insort(log.events, {**entry, "at": entry["at"] - log.start}, key=lambda e: e["at"])
@@ -197,6 +199,7 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
             await msg.respond(b"")
     sub = await lab.nc.subscribe(subject, cb=note)
     await lab.nc.flush()
+    lab.refuse_closed()
     order = {"module": str(path), "events": subject, "name": name, "options": options,
              "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "kill_at": place(kill_at), "pause_at": place(pause_at)}
     words = lab.scratch / f"worker-{tag}.err"
@@ -205,18 +208,31 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
                        stderr=errors, cwd=lab.scratch)
     worker = Worker(name, child, sub, said)
     lab.workers.append(worker)
-    child.stdin.write(json.dumps(order).encode() + b"\n")
-    child.stdin.flush()
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: told below
+            child.stdin.write(json.dumps(order).encode() + b"\n")
+            child.stdin.flush()
+        await _until_ready(worker, said, words, timeout)
+    except BaseException:  # a cancel too: who has got no Worker cannot end it
+        if worker in lab.workers:  # else the lesson's own end has come first
+            lab.workers.remove(worker)
+        await asyncio.shield(worker._close())
+        raise
+    return worker
+
+
+async def _until_ready(worker, said, words, timeout):
+    def ready():
+        return any(entry["event"] == "ready" for entry in said)
     end = time.monotonic() + timeout
-    while not any(entry["event"] == "ready" for entry in said):
+    while not ready():
         if not worker.alive or time.monotonic() > end:
             what = f"did not get ready in {timeout} s" if worker.alive else f"ended ({worker.returncode}) before it was ready"
             await worker._close()  # hears all that was on its way
-            if any(entry["event"] == "ready" for entry in said):
+            if ready():
                 break  # it got ready and has ended since: killed, as it was told to be
             for error in worker._errors():
                 raise error
             last = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            raise LabError(f"Worker {name} {what}. It said: {' '.join(last) or 'nothing'}")
+            raise LabError(f"Worker {worker.name} {what}. It said: {' '.join(last) or 'nothing'}")
         await asyncio.sleep(0.005)
-    return worker

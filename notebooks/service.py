@@ -5,6 +5,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import BadRequestError, NotFoundError
 
 SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
+ADDRESSES = ", ".join(url.rpartition("@")[2] for url in SERVERS)  # for messages: no password
 LOGIN = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
          "user_credentials": os.environ.get("NATS_CREDS")}   # a file; all three empty where the server asks for none
 REPLICAS = int(os.environ.get("REPLICAS", "3"))
@@ -32,7 +33,7 @@ async def serve(name, work):
     async def on_error(error):
         log.warning("nats: %r", error)
         if "authorization" in str(error).lower():            # left alone, nats-py tries a wrong password for ever
-            end(f"{name}: {SERVERS} refuse user {LOGIN.get('user')!r}: {error}")
+            end(f"{name}: {ADDRESSES} refuse user {LOGIN.get('user')!r}: {error}")
     async def on_closed():                                   # closed is for good, also with max_reconnect_attempts=-1
         end(f"{name}: the connection was closed for good")
     async def on_disconnect():
@@ -49,8 +50,8 @@ async def serve(name, work):
             connecting.cancel()
             await asyncio.sleep(0.01)
         return ended.result()
-    nc = connecting.result()
     try:
+        nc = connecting.result()
         await work(nc, ended)
     except (NatsError, asyncio.TimeoutError) as error:
         return f"{name}: stopped by {type(error).__name__}: {error}"

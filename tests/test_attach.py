@@ -10,7 +10,8 @@ import nats
 import nkeys
 import pytest
 
-from labkit import Lab, LabError, nodes
+from labkit import Lab, LabError, Recorder, clinic, nodes, workers
+from labkit import cluster as clusters
 
 
 @pytest.fixture
@@ -26,10 +27,58 @@ def attach(shared, monkeypatch):
 JETSTREAM = 'server_name: theirs\njetstream { store_dir: "store" }\n'
 
 
-async def test_streams_of_the_owner_stay_and_those_of_the_lesson_go(attach, server, capsys):
+@pytest.fixture
+async def owner():
+    """Connects as somebody else who uses the same server."""
+    clients = []
+
+    async def connect(url, name="owner", **options):
+        clients.append(await nats.connect(url, name=name, **options))
+        return clients[-1]
+    yield connect
+    for client in clients:
+        await client.close()
+
+
+async def streams(client):
+    """Names of the streams on the server."""
+    return {info.config.name for info in await client.jetstream().streams_info()}
+
+
+def killed_after(python, *lines):
+    """Runs these lines in a kernel with a lab open; kills it once its note on disk has ORDERS."""
+    body = "".join(f"    {line}\n" for line in lines)
+    kernel = python("import asyncio\n"
+                    "from labkit import Lab, nodes, workers\n"
+                    "async def main():\n"
+                    "    lab = await Lab.open('checks')\n"
+                    f"{body}"
+                    "    note = nodes.home() / 'lessons' / 'checks.made.json'\n"
+                    "    await lab.until(lambda: note.exists() and 'ORDERS' in note.read_text())\n"
+                    "    print('made', flush=True)\n"
+                    "    await asyncio.sleep(60)\n"
+                    "asyncio.run(main())")
+    while (line := kernel.stdout.readline()) != "made\n":
+        assert line
+    kernel.kill()
+    kernel.wait()
+
+
+ADDS = "await lab.js.add_stream(name='ORDERS', subjects=['orders.*'])"
+WORKER = """
+import asyncio
+async def work(nc, js, point, ends=False):
+    await js.add_stream(name='ORDERS', subjects=['orders.*'])
+    await point('made')
+    while not ends:
+        await asyncio.sleep(1)
+"""
+
+
+async def test_streams_of_the_owner_stay_and_those_of_the_lesson_go(attach, server, owner, capsys):
     port, _ = server(JETSTREAM)
-    owner = await nats.connect(f"nats://127.0.0.1:{port}", name="owner")
-    await owner.jetstream().add_stream(name="PAYROLL", subjects=["payroll"])
+    theirs = await owner(f"nats://127.0.0.1:{port}")
+    await theirs.jetstream().add_stream(name="PAYROLL", subjects=["payroll"])
     attach(f"nats://127.0.0.1:{port}")
     with pytest.raises(LabError, match="streams that are not the lesson's: PAYROLL.*LABKIT_BESIDE=1"):
         await Lab.open("checks")
@@ -37,27 +86,155 @@ async def test_streams_of_the_owner_stay_and_those_of_the_lesson_go(attach, serv
     lab = await Lab.open("checks")
     assert "your own cluster (NATS_URL)" in capsys.readouterr().out
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
-    await owner.jetstream().add_stream(name="LATER", subjects=["later"])  # made while the lesson runs, not by it
-    await lab.until(lambda: "ORDERS" in lab._slate.made)
+    await theirs.jetstream().add_stream(name="LATER", subjects=["later"])  # while the lesson runs
     await lab.close()
-    assert {info.config.name for info in await owner.jetstream().streams_info()} == {"PAYROLL", "LATER"}
-    await owner.close()
+    assert await streams(theirs) == {"PAYROLL", "LATER"}
+    assert capsys.readouterr().out.endswith("the lesson's stay: LATER (made by owner)\n")
 
 
-async def test_what_a_killed_lesson_made_is_removed_by_the_next(attach, server, python, capsys):
+async def test_a_stream_of_the_owner_that_the_lesson_asks_for_as_well_stays(attach, server, owner):
+    port, _ = server(JETSTREAM)  # alone, it answers "created" also where it has that stream already
+    attach(f"nats://127.0.0.1:{port}", LABKIT_BESIDE="1")
+    theirs = await owner(f"nats://127.0.0.1:{port}")
+    await theirs.jetstream().add_stream(name="OLD", subjects=["old"])
+    lab = await Lab.open("checks")
+    await theirs.jetstream().add_stream(name="NEW", subjects=["new"])
+    for name in ("OLD", "NEW"):
+        await lab.js.add_stream(name=name, subjects=[name.lower()])
+    await lab.close()
+    assert await streams(theirs) == {"OLD", "NEW"}
+
+
+@pytest.fixture(params=["one server", "three nodes"])
+async def url(request, attach, server, shared):
+    """NATS_URL leads to it, and the account is empty."""
+    if request.param == "one server":
+        url = f"nats://127.0.0.1:{server(JETSTREAM)[0]}"
+        attach(url)
+    else:
+        members = (await clusters.find_or_start()).nodes
+        url = ",".join(f"nats://checks:lab@127.0.0.1:{node.port}" for node in members)
+        attach(url)
+    return url.split(",")[0]
+
+
+async def test_a_stream_that_was_made_just_before_the_end_goes(url, owner, capsys):
+    theirs = await owner(url)
+    for number in range(20):
+        lab = await Lab.open("checks")
+        await lab.js.add_stream(name=f"ORDERS{number}", subjects=["orders.*"])
+        await lab.close()
+        assert await streams(theirs) == set(), number
+    assert capsys.readouterr().out.count("closed: nothing left behind\n") == 20
+
+
+async def test_what_connections_made_that_are_gone_since_goes_too(attach, server, owner):
     port, _ = server(JETSTREAM)
     attach(f"nats://127.0.0.1:{port}")
-    killed = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
-                    "    lab = await Lab.open('checks')\n"
-                    "    await lab.js.add_stream(name='ORDERS', subjects=['orders.*'])\n"
-                    "    await lab.until(lambda: lab._slate.made)\n"
-                    "    print('made', flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())")
-    while (line := killed.stdout.readline()) != "made\n":
-        assert line
-    killed.kill()
-    killed.wait()
+    theirs, back = await owner(f"nats://127.0.0.1:{port}"), asyncio.Event()
+    lab = await Lab.open("checks")
+
+    async def reconnected():
+        back.set()
+    client = await lab.connect(name="other", reconnected_cb=reconnected)
+    await client.jetstream().add_stream(name="FIRST", subjects=["first"])
+    await client.force_reconnect()
+    await asyncio.wait_for(back.wait(), 10)  # the learner's own callback is called as well
+    await client.jetstream().add_stream(name="SECOND", subjects=["second"])
+    await client.close()
+    await lab.js.add_stream(name="THIRD", subjects=["third"])
+    await lab.nc.close()
+    await lab.close()
+    assert await streams(theirs) == set()
+
+
+@pytest.mark.parametrize("end", ["", "worker.kill()", "await worker.ended()"])
+async def test_what_a_worker_made_goes_with_the_lesson(attach, server, owner, end):
+    port, _ = server(JETSTREAM)
+    attach(f"nats://127.0.0.1:{port}")
+    theirs, log = await owner(f"nats://127.0.0.1:{port}"), Recorder()
+    lab = await Lab.open("checks")
+    workers.write("checks", "makes.py", WORKER)
+    worker = await lab.worker("makes.py", "A", log, ends="ended" in end)
+    await lab.until(lambda: log.count("made"))
+    assert await streams(theirs) == {"ORDERS"}
+    if "kill" in end:
+        worker.kill()
+    if "ended" in end:
+        await worker.ended()
+    await lab.close()
+    assert await streams(theirs) == set()
+
+
+BY_A_WORKER = [f"workers.write('checks', 'makes.py', {WORKER!r})",
+               "await lab.worker('makes.py', 'A')"]
+
+
+@pytest.mark.parametrize("lines", [[ADDS], BY_A_WORKER], ids=["itself", "by a worker"])
+async def test_what_a_killed_lesson_made_goes_with_the_next(attach, server, python, lines, capsys):
+    port, _ = server(JETSTREAM)
+    attach(f"nats://127.0.0.1:{port}")
+    await asyncio.to_thread(killed_after, python, *lines)
     lab = await Lab.open("checks")
     assert "removed 1 stream(s) of an earlier run" in capsys.readouterr().out
+    await lab.close()
+
+
+async def test_nor_is_it_forgotten_on_another_cluster(attach, server, owner, python, capsys):
+    (here, _), (there, _) = server(JETSTREAM), server(JETSTREAM)
+    attach(f"nats://me:SECRET@127.0.0.1:{here}")
+    await asyncio.to_thread(killed_after, python, ADDS)
+    attach(f"nats://127.0.0.1:{there}")
+    lab = await Lab.open("checks")
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
+    await lab.close()
+    assert "removed" not in capsys.readouterr().out
+    notes = [file.read_text() for file in (nodes.home() / "lessons").iterdir()]
+    assert any("ORDERS" in note for note in notes) and not any("SECRET" in note for note in notes)
+    attach(f"nats://me:SECRET@127.0.0.1:{here}")
+    lab = await Lab.open("checks")
+    assert "removed 1 stream(s) of an earlier run" in capsys.readouterr().out
+    await lab.close()
+    assert await streams(await owner(f"nats://127.0.0.1:{here}")) == set()
+
+
+NO_NOTES = ["", '{"nats://127', "[1]", "null", '{"a": 1}', '{"ORDERS": "2026"}', "\udcff"]
+
+
+@pytest.mark.parametrize("text", NO_NOTES)
+async def test_half_a_note_is_none_and_company_is_refused(attach, server, owner, text, tmp_path):
+    port, _ = server(JETSTREAM)
+    attach(f"nats://127.0.0.1:{port}", LABKIT_HOME=str(tmp_path))
+    theirs = await owner(f"nats://127.0.0.1:{port}")
+    note = nodes.home() / "lessons" / "checks.made.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_bytes(text.encode(errors="surrogateescape"))
+    await (await Lab.open("checks")).close()
+    note.write_bytes(text.encode(errors="surrogateescape"))
+    await theirs.jetstream().add_stream(name="ORDERS", subjects=["orders.*"])
+    with pytest.raises(LabError, match="streams that are not the lesson's: ORDERS"):
+        await Lab.open("checks")
+    assert await streams(theirs) == {"ORDERS"}
+
+
+async def test_a_stream_whose_maker_is_not_told_is_named_and_stays(attach, server, owner, capsys):
+    port, _ = server(JETSTREAM + 'authorization { users: [{ user: me, password: pw, permissions: { '
+                     'subscribe: { deny: "$JS.EVENT.>" } } }] }')
+    attach(f"nats://127.0.0.1:{port}", NATS_USER="me", NATS_PASSWORD="pw")
+    lab = await Lab.open("checks")
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
+    await lab.close()
+    assert capsys.readouterr().out.endswith("stay: ORDERS (nobody has told who made it)\n")
+    theirs = await owner(f"nats://127.0.0.1:{port}", user="me", password="pw")
+    assert await streams(theirs) == {"ORDERS"}
+
+
+async def test_the_clinic_makes_nothing_ill_there(attach, server):
+    port, _ = server(JETSTREAM)
+    attach(f"nats://127.0.0.1:{port}")
+    lab = await Lab.open("checks")
+    with pytest.raises(LabError, match="your own.*private=True"):
+        await clinic.open(lab, "new_password")
     await lab.close()
 
 
@@ -96,6 +273,15 @@ async def test_user_and_password_open_the_door(attach, server):
     port, _ = server("authorization { user: me, password: right }")
     attach(f"nats://127.0.0.1:{port}", NATS_USER="me", NATS_PASSWORD="right")
     await (await Lab.open("checks")).close()
+
+
+async def test_so_does_a_login_in_the_url_also_by_way_of_another_address(attach, server):
+    port, _ = server("authorization { user: me, password: right }")
+    attach(f"nats://me:right@127.0.0.1:{port}")
+    lab = await Lab.open("checks")
+    client = await lab.connect(servers=[f"nats://localhost:{port}"])  # a proxy's, or from gossip
+    await client.flush()
+    await lab.close()
 
 
 async def test_a_credentials_file_opens_the_door(attach, server, tmp_path):
@@ -144,8 +330,10 @@ async def test_an_older_server_of_yours_is_used_and_its_version_said(attach, ser
     lab = await Lab.open("checks")
     assert "your own cluster (NATS_URL), nats-server 2.11.6" in capsys.readouterr().out
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
-    await lab.until(lambda: "ORDERS" in lab._slate.made)
     await lab.close()
+    client = await nats.connect(f"nats://127.0.0.1:{port}")
+    assert await streams(client) == set()
+    await client.close()
 
 
 async def test_the_lab_never_resets_a_cluster_of_yours(attach, server, labkit):

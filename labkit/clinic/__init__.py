@@ -32,6 +32,10 @@ async def open(lab, name):
     Raises LabError if there is no such case, or if its symptom does not show."""
     if name not in CASES:
         raise LabError(f"There is no case {name!r}; known: {', '.join(CASES)}.")
+    if lab.attached:
+        raise LabError("This cluster is your own (NATS_URL), and the clinic breaks what it runs "
+                       f"on. Open the lesson with Lab.open({lab.topic!r}, private=True) for a "
+                       "cluster of its own, or unset NATS_URL.")
     if lab in _open:
         await _open.pop(lab).close()
     case = _open[lab] = CASES[name](lab)

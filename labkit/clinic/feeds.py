@@ -7,7 +7,7 @@ import time
 import nats
 
 from labkit import nodes
-from labkit.client import farewell
+from labkit.client import connect, farewell
 from labkit.clinic.case import Case, Unwell
 from labkit.launch import launch
 
@@ -135,9 +135,9 @@ class drill_gone_wrong(Case):
         """Asks itself, through the server: an answer says that messages flow."""
         async def error_cb(error):
             self.note("shop", error)
-        nc = await nats.connect(servers=self.settings["servers"], error_cb=error_cb, dont_randomize=True,
-                                connect_timeout=0.5, reconnect_time_wait=0.1,
-                                max_reconnect_attempts=self.settings["max_reconnect_attempts"])
+        nc = await connect(timeout=None, servers=self.settings["servers"], error_cb=error_cb,
+                           dont_randomize=True, connect_timeout=0.5, reconnect_time_wait=0.1,
+                           max_reconnect_attempts=self.settings["max_reconnect_attempts"])
 
         async def answer(msg):
             await msg.respond(b"")
@@ -184,4 +184,4 @@ class drill_gone_wrong(Case):
                          f"these servers: {pool}.")
 
     def _pool(self):
-        return ", ".join(url.netloc for url in self.shop_client.servers)
+        return ", ".join(f"{url.hostname}:{url.port}" for url in self.shop_client.servers)

@@ -1,0 +1,199 @@
+"""A first connection, and whatever else is begun: cancelled or too late, it leaves nothing."""
+
+import asyncio
+import contextlib
+import gc
+import json
+
+import psutil
+import pytest
+
+from labkit import Lab, LabError, client, nodes, workers
+
+WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
+
+
+@pytest.fixture
+async def lab(shared):
+    lab = await Lab.open("checks")
+    yield lab
+    await lab._leave()
+
+
+@pytest.fixture
+def counted(server):
+    """A nats-server: (its address, a function that tells how many connections it has)."""
+    monitor = nodes.free_port()
+    port, _ = server(f"http: 127.0.0.1:{monitor}")
+
+    def connections():
+        with nodes.DIRECT.open(f"http://127.0.0.1:{monitor}/connz", timeout=5) as answer:
+            return json.load(answer)["num_connections"]
+
+    return f"nats://127.0.0.1:{port}", connections
+
+
+async def until(condition):
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def nothing_runs():
+    """Waits until no task runs but the test's own."""
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+async def test_a_connection_that_is_cancelled_at_any_moment_is_gone(counted):
+    url, connections = counted
+    ended = {"cancelled": 0, "made": 0}
+    for steps in [
+        *range(40),
+        *range(40, 400, 20),
+    ]:  # so many turns of the event loop, then the cancel
+        attempt = asyncio.create_task(client.connect(servers=[url]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await client.farewell(await attempt)
+            ended["made"] += 1
+            continue
+        ended["cancelled"] += 1
+        await nothing_runs()
+        await until(lambda: connections() == 0)
+    assert ended["cancelled"] > 3, ended
+
+
+@pytest.fixture
+async def mute():
+    """A server that accepts, sends its greeting, and then nothing: (its address, the connections
+    that are open, the greeting, an event: one has come)."""
+    held, greeting, came = set(), [], asyncio.Event()
+
+    async def accept(reader, writer):
+        held.add(writer)
+        came.set()
+        for line in greeting:
+            writer.write(line)
+        while await reader.read(4096):
+            pass
+        held.discard(writer)
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    yield f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", held, greeting, came
+    server.close()
+
+
+INFO = b'INFO {"server_id": "x", "version": "2.15.1", "max_payload": 1048576, "client_id": 1}\r\n'
+
+
+@pytest.mark.parametrize(
+    "said",
+    [[], [INFO], [INFO, b"-ERR 'Maximum Connections Exceeded'\r\n"]],
+    ids=["nothing", "a greeting", "no"],
+)
+async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, capfd):
+    url, held, greeting, came = mute
+    greeting += said
+    with pytest.raises(LabError, match="No connection"):
+        await client.connect(servers=[url], timeout=0.3)
+    await until(lambda: not held)
+    came.clear()
+    attempt = asyncio.create_task(client.connect(servers=[url]))
+    await came.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    await until(lambda: not held)
+    gc.collect()
+    assert "never retrieved" not in capfd.readouterr().err
+
+
+async def test_a_connection_that_was_cancelled_does_not_hold_up_the_end_of_the_lesson(lab, capsys):
+    attempts = []
+    for steps in range(0, 80, 2):
+        attempts.append(asyncio.create_task(lab.connect(name="cancelled")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        attempts[-1].cancel()
+    await asyncio.gather(*attempts, return_exceptions=True)
+    await lab.close()
+    assert capsys.readouterr().out.endswith("closed: nothing left behind\n")
+
+
+async def test_one_that_is_made_while_the_lesson_ends_is_closed_again(lab, capsys):
+    async def connect():
+        with contextlib.suppress(LabError):  # "This lab is closed."
+            return await lab.connect(name="late")
+
+    late = [asyncio.create_task(connect()) for _ in range(5)]
+    await asyncio.sleep(0)
+    await lab.close()
+    assert all(one is None or one.is_closed for one in await asyncio.gather(*late))
+    assert capsys.readouterr().out.endswith("closed: nothing left behind\n")
+
+
+def runners():
+    """The processes of workers that this process has started and that still run."""
+    children = [
+        child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE
+    ]
+    return [child for child in children if str(workers.RUNNER) in child.cmdline()]
+
+
+async def test_a_worker_that_was_cancelled_while_it_started_does_not_run(lab):
+    name = workers.write(lab.topic, "waits.py", WAITS).name
+    for steps in (0, 1, 30, 60):
+        start = asyncio.create_task(lab.worker(name, "A"))
+        for _ in range(steps):
+            await asyncio.sleep(0.005)
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            worker = await start  # it was ready before
+            worker.kill()
+            await worker.ended()
+        assert not runners()
+    again = await lab.worker(name, "A")  # refused while another A runs
+    again.kill()
+    await again.ended()
+
+
+async def test_a_worker_that_ends_before_it_reads_its_order_is_said(lab, monkeypatch, tmp_path):
+    runner = tmp_path / "runner.py"
+    runner.write_text("import os, sys\nos.close(0)\nsys.exit('no room')\n")
+    monkeypatch.setattr("labkit.workers.RUNNER", runner)
+    name = workers.write(lab.topic, "waits.py", WAITS).name
+    with pytest.raises(LabError, match="Worker A ended .1. before it was ready. It said: no room"):
+        await lab.worker(name, "A", padding="x" * 1_000_000)
+    assert not lab.workers
+
+
+async def test_what_nats_py_refuses_by_itself_is_said_in_its_words():
+    with pytest.raises(LabError, match="InvalidCallbackTypeError"):
+        await client.connect(servers=["nats://127.0.0.1:1"], closed_cb=print)
+    with pytest.raises(
+        LabError, match="No connection to nats://127.0.0.1:port .*invalid connect url"
+    ):
+        await client.connect(servers="nats://127.0.0.1:port")
+
+
+@pytest.mark.parametrize(
+    "url, shown, login",
+    [
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222", {}),
+        ("127.0.0.1", "127.0.0.1", {}),
+        ("nats://me:SECRET@host:4222", "nats://host:4222", {"user": "me", "password": "SECRET"}),
+        ("tls://SECRET@host", "tls://host", {"token": "SECRET"}),
+        ("me:SECRET@host:4222", "host:4222", {"user": "me", "password": "SECRET"}),
+        (
+            "nats://me:SEC@RET:/@host:4222",
+            "nats://host:4222",
+            {"user": "me", "password": "SEC@RET:/"},
+        ),
+        ("nats://me:@host", "nats://host", {"user": "me", "password": ""}),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret_in_it(url, shown, login):
+    assert client.without_secrets(url) == shown and client.login_in(url) == login

@@ -1,0 +1,203 @@
+"""A password or token in NATS_URL is shown to nobody: not printed, not logged, not written."""
+
+import os
+import shutil
+import signal
+
+import nbformat
+import pytest
+
+from labkit import Lab, LabError, notebook, workers
+from labkit.__main__ import main
+from labkit.programs import program
+
+SECRET = "SEC-RET"
+JETSTREAM = 'server_name: theirs\njetstream { store_dir: "store" }\n'
+LOGINS = {
+    "password": (f"me:{SECRET}", f"user: me, password: {SECRET}"),
+    "token": (SECRET, f"token: {SECRET}"),
+}
+CELLS = [
+    "repeats = 1\nout = ''",
+    "from labkit import Lab, sweep\n"
+    "lab = await Lab.open('checks')\n"
+    "print(lab.cluster, lab.about, lab)\n"
+    "lab.cluster",
+    "print(lab.cluster.servers, lab.nc.connected_url, lab.nc.servers, lab.nc.discovered_servers)",
+    "async def trial(n):\n"
+    "    raise OSError(lab.nc.connected_url.netloc)\n"
+    "path = f'{out or \".\"}/rows.csv'\n"
+    "rows = await sweep.sweep(trial, {'n': [1]}, repeats=repeats, path=path, about=lab.about)\n"
+    "rows.attrs",
+    "await lab.close()",
+]
+FAILS = """
+async def work(nc, js, point, fail=True):
+    await point("here", url=str(nc.connected_url))
+    print(nc.servers)
+    if fail:
+        raise OSError(f"{nc.connected_url.netloc} {nc.servers}")
+"""
+
+
+@pytest.fixture
+def url(request, server, shared, monkeypatch, tmp_path):
+    """NATS_URL names a server of one's own, with this login in it."""
+    login, rule = LOGINS[getattr(request, "param", "password")]
+    port, process = server(f"{JETSTREAM}authorization {{ {rule} }}")
+    monkeypatch.delenv("LABKIT_BACKEND")
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NATS_URL", f"nats://{login}@127.0.0.1:{port}")
+    return os.environ["NATS_URL"], process
+
+
+@pytest.fixture
+def told(tmp_path, capfd):
+    """Everything that was printed and written since, but for the server's own files (text)."""
+
+    def everything(*said):
+        files = [
+            path
+            for path in tmp_path.rglob("*")
+            if path.is_file()
+            and not path.parent.name.startswith("server-")
+            and "store" not in path.parts
+        ]
+        return "\n".join(
+            [
+                *map(str, said),
+                *capfd.readouterr(),
+                *map(str, files),
+                *(path.read_bytes().decode(errors="replace") for path in files),
+            ]
+        )
+
+    return everything
+
+
+@pytest.fixture
+def labkit(monkeypatch, tmp_path, capfd):
+    """Runs `python -m labkit …` in this process, which is much faster. Returns (exit code, all that
+    was printed)."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["labkit", *arguments])
+        monkeypatch.chdir(tmp_path)
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+        return code, "".join(capfd.readouterr())
+
+    return run
+
+
+def wrong(url):
+    return url.replace(SECRET, f"{SECRET}-changed")
+
+
+def tiny(folder, name, parameters=False):
+    """A notebook that says whatever the lab tells of itself."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in CELLS])
+    book.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    book.cells[0].metadata["tags"] = ["parameters"] * parameters
+    nbformat.write(book, folder / name)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("url", LOGINS, indirect=True)
+def test_the_commands_do_not_tell_it(url, labkit, told):
+    said = [labkit(command) for command in ("up", "status", "reset", "doctor")]
+    assert [code for code, _ in said] == [0, 0, 1, 0], said
+    assert "attached" in said[1][1] and "nats://127.0.0.1" in said[1][1]
+    code, text = labkit("down", "--yes")
+    said += [(code, text)] if "No such option" not in text else [labkit("down")]
+    assert SECRET not in told(said)
+
+
+def test_nor_does_a_notebook_of_ones_own(url, labkit, told, tmp_path):
+    said = [
+        labkit("execute", tiny(tmp_path, "one.ipynb")),
+        labkit("experiment", tiny(tmp_path, "two.ipynb", True), "--out", str(tmp_path / "out")),
+    ]
+    assert [code for code, _ in said] == [0, 0], said
+    assert (
+        "lab open: checks on your own cluster" in (text := told(said))
+        and (tmp_path / "out" / "rows.csv").exists()
+    )
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize("trouble", ["refused", "gone", "malformed"])
+def test_nor_when_nobody_gets_in(url, labkit, told, tmp_path, trouble, monkeypatch):
+    url, process = url
+    monkeypatch.setenv(
+        "NATS_URL",
+        {"refused": wrong(url), "malformed": url.replace(SECRET, f"{SECRET}/x")}.get(trouble, url),
+    )
+    if trouble == "gone":
+        process.kill()
+    said = [labkit("doctor"), labkit("execute", tiny(tmp_path, "one.ipynb"))]
+    assert all(code == 1 and "No connection to nats://127.0.0.1" in text for code, text in said)
+    assert SECRET not in told(said)
+
+
+def test_nor_does_a_lesson(url, labkit, told, tmp_path):
+    shutil.copy(notebook.find(["01"])[0], tmp_path / "lesson.ipynb")
+    code, said = labkit("execute", "--refresh", "lesson.ipynb")
+    assert code == 0, said
+    assert "your own cluster (NATS_URL)" in (text := told(said)) and SECRET not in text
+
+
+async def test_nor_do_workers(url, told):
+    workers.write("checks", "fails.py", FAILS)
+    lab = await Lab.open("checks")
+    print(lab, lab.cluster)
+    worker = await lab.worker("fails.py", "A")
+    with pytest.raises(LabError, match="127.0.0.1") as failed:
+        await worker.ended()
+    fine = await lab.worker("fails.py", "B", fail=False)
+    await fine.ended()
+    files = told(failed.value)
+    await lab.close()
+    assert SECRET not in files + told()
+
+
+@pytest.mark.parametrize("file", ["producer.py", "consumer.py"])
+async def test_nor_do_the_programs(url, told, file):
+    url, process = url
+    lab = await Lab.open("checks")
+    running = program(lab, file, REPLICAS=1)
+    refused = program(lab, file, "refused", NATS_URL=wrong(url), NATS_PASSWORD=f"{SECRET}-changed")
+    malformed = program(lab, file, "malformed", NATS_URL=url.replace(SECRET, f"{SECRET}/x"))
+    assert await refused.ended(20) == 1 and "127.0.0.1" in refused.log()[-1]
+    assert await malformed.ended(20) == 1 and not any(
+        "Traceback" in line for line in malformed.log()
+    )
+    lost = program(lab, file, "lost", NATS_URL=url.replace("127.0.0.1:", "127.0.0.1:1"))
+    await lab.until(lambda: lost.log(), timeout=20)
+    if file == "producer.py":
+        await lab.until(lambda: running.lines(), timeout=20)
+    process.kill()
+    await lab.until(
+        lambda: any("again in" in line or "nats:" in line for line in running.log()), timeout=20
+    )
+    lost.end()
+    running.child.send_signal(signal.SIGTERM)
+    files = told(*(one.log() for one in (running, refused, malformed, lost)))
+    lab._net.take()
+    await lab._leave()
+    assert SECRET not in files + told()
+
+
+async def test_several_logins_stay_apart_and_are_not_shown(url, monkeypatch, told):
+    url, _ = url
+    monkeypatch.setenv("NATS_URL", f"{url},{wrong(url)}")
+    lab = await Lab.open("checks")
+    print(lab, lab.cluster, lab.cluster.shown)
+    await lab.close()
+    assert "nats://127.0.0.1" in (text := told()) and SECRET not in text
