@@ -50,6 +50,12 @@ def launch(command, env=None, outlives=False, **options):
         raise explained(error) from error
 
 
+def end(child):
+    """Kills this process (a Popen), a paused one too, and returns when it is gone."""
+    child.kill()
+    child.wait()
+
+
 def own_folder():
     """The folder of this process under the lab's home (Path). It goes when the process ends, however it ends. Raises
     LabError where it cannot be made."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from labkit import nodes
 from labkit.errors import LabError
-from labkit.launch import launch
+from labkit.launch import end, launch
 
 
 class Program:
@@ -46,9 +46,9 @@ class Program:
 
     async def ended(self, timeout=10):
         """Waits until the process is gone; returns its exit code. Raises LabError if it still runs after `timeout` s."""
-        end = asyncio.get_running_loop().time() + timeout
+        limit = asyncio.get_running_loop().time() + timeout
         while self.alive:
-            if asyncio.get_running_loop().time() > end:
+            if asyncio.get_running_loop().time() > limit:
                 raise LabError(f"{self.name} (pid {self.pid}) still runs after {timeout} s. Its last words: "
                                f"{' | '.join(self.log()[-3:]) or 'none'}")
             await asyncio.sleep(0.01)
@@ -56,8 +56,7 @@ class Program:
 
     def end(self):
         """Kills it if it still runs, and reaps it."""
-        self.child.kill()
-        self.child.wait()
+        end(self.child)
 
 
 def source(file):

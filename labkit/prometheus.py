@@ -8,7 +8,7 @@ import urllib.parse
 
 from labkit import nodes
 from labkit.errors import LabError
-from labkit.launch import launch
+from labkit.launch import end, launch
 
 
 async def prometheus(lab, config, rules="", timeout=20):
@@ -28,21 +28,16 @@ async def prometheus(lab, config, rules="", timeout=20):
         child = launch([program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
                         f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
                        stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=folder)
-    lab.on_close(lambda: _end(child))
+    lab.on_close(lambda: end(child))
     server = Prometheus(f"http://127.0.0.1:{port}")
     try:
         await lab.until(lambda: child.poll() is not None or server.ready(), timeout)
     except LabError:
-        _end(child)
+        end(child)
     if child.poll() is not None:
         last = (folder / "prometheus.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
         raise LabError(f"Prometheus did not get ready in {timeout} s. It said: {' '.join(last) or 'nothing'}")
     return server
-
-
-def _end(child):
-    child.kill()
-    child.wait()
 
 
 class Prometheus:

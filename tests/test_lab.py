@@ -51,7 +51,7 @@ def test_leftovers_of_a_killed_kernel_are_removed(shared, python):
     killed.wait()
     said = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
                   "    lab = await Lab.open('checks')\n    print(len(await lab.streams()), 'streams')\n"
-                  "    await lab.close()\nasyncio.run(main())").communicate(timeout=30)[0]
+                  "    await lab.close()\nasyncio.run(main())").communicate(timeout=150)[0]
     assert "removed 1 stream(s) of an earlier run" in said and "0 streams" in said
 
 
