@@ -90,6 +90,13 @@ def way_out(refused):
     return "Look with: python -m labkit doctor"
 
 
+async def flush(client):
+    """client.flush() that may be cancelled, as by the stop button. nats-py 2.16.0 ends a client's reading when the PONG for a
+    cancelled flush arrives (InvalidStateError in its read loop), and the client hears nothing from then on. So the flush itself
+    goes on."""
+    await asyncio.shield(client.flush())
+
+
 async def farewell(client, drain=True):
     """Drains a client if it can be drained, and closes it, whatever happens."""
     try:

@@ -14,7 +14,7 @@ from nats.js.errors import NotFoundError
 
 from labkit import cluster as clusters
 from labkit import nodes, tables
-from labkit.client import connect, farewell
+from labkit.client import connect, farewell, flush
 from labkit.errors import LabError
 
 NO_JETSTREAM = (10039, 10076)  # not enabled for the account, not enabled at all
@@ -184,7 +184,7 @@ class Made(Account):
         # A connection of its own: the learner may close, drain or overload the others.
         ear = await self.lab.connect(name=f"{self.lab.topic} clean-up", error_cb=self._trouble)
         await ear.subscribe(CREATED, cb=self._hear)
-        await ear.flush()
+        await flush(ear)
         old = self.note.read()
         found = await self._created(ear, {name for streams in old.values() for name in streams})
         mine = {

@@ -23,6 +23,7 @@ import psutil
 from nats.nuid import NUID
 
 from labkit import paths
+from labkit.client import flush
 from labkit.errors import LabError, check_timeout
 from labkit.launch import launch
 
@@ -141,7 +142,7 @@ class Worker:
         if self._child.stdin and not self._child.stdin.closed:
             self._child.stdin.close()
         if not self._sub._closed and not self._sub._conn.is_closed:
-            await self._sub._conn.flush()  # what the worker said before its end was on its way
+            await flush(self._sub._conn)  # what the worker said before its end was on its way
             await asyncio.sleep(0.02)
             if not self._sub._closed:  # by another who waits for its end, meanwhile
                 await self._sub.unsubscribe()
@@ -198,7 +199,7 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
         if msg.reply:  # its last words: it waits until they are noted
             await msg.respond(b"")
     sub = await lab.nc.subscribe(subject, cb=note)
-    await lab.nc.flush()
+    await flush(lab.nc)
     lab.refuse_closed()
     order = {"module": str(path), "events": subject, "name": name, "options": options,
              "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)}, "kill_at": place(kill_at), "pause_at": place(pause_at)}

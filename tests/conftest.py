@@ -104,9 +104,10 @@ def pytest_sessionfinish(session):
 def own(tmp_path, monkeypatch):
     """A lab of the test's own, to break: an empty home with a space in its path, ports apart from the usual ones,
     embedded. Whatever the test started there is ended."""
-    folder = tmp_path / "a home"
-    settle(monkeypatch, folder, free_base())
+    folder, base = tmp_path / "a home", free_base()
+    settle(monkeypatch, folder, base)
     yield folder
+    settle(monkeypatch, folder, base)  # whatever the test has set: nobody else's cluster is ended here
     clusters.end_embedded()
     launch.release()
     assert not nodes.strays(folder)

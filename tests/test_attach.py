@@ -54,7 +54,7 @@ def killed_after(python, *lines):
                     "    lab = await Lab.open('checks')\n"
                     f"{body}"
                     "    note = nodes.home() / 'lessons' / 'checks.made.json'\n"
-                    "    await lab.until(lambda: note.exists() and 'ORDERS' in note.read_text())\n"
+                    "    await lab.until(lambda: note.exists() and 'ORDERS' in note.read_text(encoding='utf-8'))\n"
                     "    print('made', flush=True)\n"
                     "    await asyncio.sleep(60)\n"
                     "asyncio.run(main())")
@@ -189,7 +189,7 @@ async def test_nor_is_it_forgotten_on_another_cluster(attach, server, owner, pyt
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
     await lab.close()
     assert "removed" not in capsys.readouterr().out
-    notes = [file.read_text() for file in (nodes.home() / "lessons").iterdir()]
+    notes = [file.read_text(encoding="utf-8") for file in (nodes.home() / "lessons").iterdir()]
     assert any("ORDERS" in note for note in notes) and not any("SECRET" in note for note in notes)
     attach(f"nats://me:SECRET@127.0.0.1:{here}")
     lab = await Lab.open("checks")

@@ -160,9 +160,30 @@ async def test_a_worker_that_was_cancelled_while_it_started_does_not_run(lab):
     await again.ended()
 
 
+async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
+    """Of nats-py's own flush() it is deaf ever after."""
+    for hear in (client.flush, lambda nc: nc.flush()):
+        nc, got = await lab.connect(), []
+
+        async def note(msg, got=got):
+            got.append(msg.data)
+        await nc.subscribe("news", cb=note)
+        await client.flush(nc)
+        flushing = asyncio.ensure_future(hear(nc))
+        await asyncio.sleep(0)  # the PING is on its way
+        flushing.cancel()
+        await asyncio.wait([flushing])
+        await lab.nc.publish("news", b"1")
+        if hear is client.flush:
+            await lab.until(lambda got=got: got)
+        else:
+            await lab.until(nc._reading_task.done)
+            assert not got, "nats-py is mended: this function can go"
+
+
 async def test_a_worker_that_ends_before_it_reads_its_order_is_said(lab, monkeypatch, tmp_path):
     runner = tmp_path / "runner.py"
-    runner.write_text("import os, sys\nos.close(0)\nsys.exit('no room')\n")
+    runner.write_text("import os, sys\nos.close(0)\nsys.exit('no room')\n", encoding="utf-8")
     monkeypatch.setattr("labkit.workers.RUNNER", runner)
     name = workers.write(lab.topic, "waits.py", WAITS).name
     with pytest.raises(LabError, match="Worker A ended .1. before it was ready. It said: no room"):

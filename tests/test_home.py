@@ -12,7 +12,7 @@ import pytest
 from labkit import cluster as clusters
 from labkit import nodes, notebook
 
-ODD = ["with space", "Ünï côde 课程 it's 100%", 'two "quotes" and a $HOME', "back\\slash {a} [b] #c ;d", "x" * 200]
+ODD = ["Ünï côde 课程 it's 100%", 'two "quotes", a $HOME, a back\\slash, {a} [b] #c ;d', "x" * 200]
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux does it")
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("setpriv"),
                              reason="only root may become another user")
@@ -42,7 +42,7 @@ def open_and_close(folder, source="await lab.js.add_stream(name='S', subjects=['
 
 
 def test_a_private_cluster_and_a_server_of_its_own_start_in_an_odd_home(own, monkeypatch):
-    monkeypatch.setenv("LABKIT_HOME", str(own.parent / ODD[2]))
+    monkeypatch.setenv("LABKIT_HOME", str(own.parent / ODD[1]))
     code = ("import asyncio\nfrom labkit import Lab\nfrom labkit.single import single\nasync def main():\n"
             "    lab = await Lab.open('checks', private=True)\n"
             "    server = await single(lab, 'jetstream: {store_dir: store}')\n    print(server.url)\n"
@@ -118,7 +118,7 @@ def another_user(*command, **environment):
 
 
 @as_root
-@pytest.mark.parametrize("verb", ["up", "down", "status", "reset"])
+@pytest.mark.parametrize("verb", ["up", "down"])
 def test_a_home_that_another_user_left_is_said_with_its_owner(own, labkit, verb):
     for folder in (own, own / "lessons"):
         folder.mkdir()
@@ -128,8 +128,7 @@ def test_a_home_that_another_user_left_is_said_with_its_owner(own, labkit, verb)
     code, said = another_user(sys.executable, "-m", "labkit", verb)
     assert "Traceback" not in said, said
     assert code == 1
-    if verb != "status":
-        assert "belongs to the user root" in said and "LABKIT_HOME to a folder of yours" in said, said
+    assert "belongs to the user root" in said and "LABKIT_HOME to a folder of yours" in said, said
 
 
 @as_root
@@ -248,7 +247,7 @@ def test_a_disk_that_fills_up_later_is_said_when_a_lesson_opens(own):
 
 
 def test_pictures_and_notebooks_are_written_in_an_odd_folder(own, tmp_path):
-    folder = tmp_path / ODD[1]
+    folder = tmp_path / ODD[0]
     folder.mkdir()
     path = folder / "mine.ipynb"
     cell = nbformat.v4.new_code_cell("1 + 1", id="sum")

@@ -40,7 +40,7 @@ def server(tmp_path, monkeypatch):
 
 def stand_in(folder, monkeypatch, run_id, code=0):
     """Puts a program called docker in front of the PATH that tells of this run id and ends with this code."""
-    folder.joinpath("docker").write_text(DOCKER % (run_id, code))
+    folder.joinpath("docker").write_text(DOCKER % (run_id, code), encoding="utf-8")
     folder.joinpath("docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
