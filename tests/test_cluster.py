@@ -131,19 +131,19 @@ def test_a_full_disk_is_said_before_anything_is_started(own, labkit):
     assert "1 MiB of disk are free" in done.stdout and "LABKIT_HOME" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_home_that_may_not_be_written_is_said(own, labkit):
+def test_a_home_that_may_not_be_written_is_said(own, command):
     own.write_text("a file where the folder should be", encoding="utf-8")
-    code, said = labkit("up")
+    code, said = command("up")
     assert code == 1 and "may not write to" in said and "Traceback" not in said
     own.unlink()
 
 
-def test_a_port_that_is_no_number_is_said(labkit):
-    code, said = labkit("up", LABKIT_PORT="abc")
+def test_a_port_that_is_no_number_is_said(command):
+    code, said = command("up", LABKIT_PORT="abc")
     assert code == 1 and "LABKIT_PORT is 'abc'" in said and "Traceback" not in said
 
 
-def test_the_state_of_a_killed_run_is_swept_away(own, python, labkit):
+def test_the_state_of_a_killed_run_is_swept_away(own, python, command):
     starter = python("import asyncio; from labkit import cluster\n"
                      "asyncio.run(cluster.find_or_start()); print('up', flush=True)\nimport time; time.sleep(60)")
     assert starter.stdout.readline() == "up\n"
@@ -151,6 +151,6 @@ def test_the_state_of_a_killed_run_is_swept_away(own, python, labkit):
     for process in nodes.strays(own):
         process.kill()
     psutil.wait_procs(nodes.strays(own), timeout=3)
-    code, said = labkit("up")
+    code, said = command("up")
     assert code == 0, said
     assert len(list(own.glob("run-*"))) == 1 and len(nodes.strays(own)) == 3

@@ -17,16 +17,16 @@ from labkit import LabError, doctor, nodes, notebook
 from labkit import cluster as clusters
 
 
-def test_doctor_finds_nothing_wrong_here_and_says_what_it_looked_at(own, labkit):
-    code, said = labkit("doctor")
+def test_doctor_finds_nothing_wrong_here_and_says_what_it_looked_at(own, command):
+    code, said = command("doctor")
     assert code == 0, said
     for word in ("Python 3.", "Packages as pinned", "are free", "of disk are free", "Docker"):
         assert word in said
 
 
-def test_doctor_names_the_holder_of_a_port_the_fix_and_fails(own, labkit, server):
+def test_doctor_names_the_holder_of_a_port_the_fix_and_fails(own, command, server):
     _, process = server("server_name: older", port=nodes.first_port())
-    code, said = labkit("doctor")
+    code, said = command("doctor")
     assert code == 1
     assert f"Port {nodes.first_port()} is held by nats-server 2.15.1 named older = nats-server (pid {process.pid})" in said
     assert "→" in said and "LABKIT_PORT=" in said
@@ -41,41 +41,41 @@ def test_doctor_names_a_package_of_another_version_and_the_fix(own, labkit, tmp_
     assert code == 1 and "nats-py is 1.0.0, wanted 2.16.0" in said and "pip install -r " in said and "requirements.txt" in said
 
 
-def test_doctor_reports_nodes_that_an_earlier_run_left(own, labkit):
-    labkit("up")
+def test_doctor_reports_nodes_that_an_earlier_run_left(own, command):
+    command("up")
     (own / "cluster.json").unlink()
-    code, said = labkit("doctor")
+    code, said = command("doctor")
     assert code == 0 and "3 node(s) of an earlier run are still there" in said and "python -m labkit down" in said
 
 
-def test_doctor_tells_docker_without_daemon_from_no_docker(own, labkit, tmp_path):
+def test_doctor_tells_docker_without_daemon_from_no_docker(own, command, tmp_path):
     binaries = tmp_path / "bin"
     binaries.mkdir()
-    code, said = labkit("doctor", PATH=str(binaries))
+    code, said = command("doctor", PATH=str(binaries))
     assert code == 0 and "Docker is not installed. The lab needs none." in said
     if not shutil.which("docker"):
         pytest.skip("there is no docker command here to ask without its daemon")
-    code, said = labkit("doctor", DOCKER_HOST="unix:///no/such/socket")
+    code, said = command("doctor", DOCKER_HOST="unix:///no/such/socket")
     assert code == 0 and "its daemon does not answer. The lab needs none." in said
-    code, said = labkit("doctor", DOCKER_HOST="unix:///no/such/socket", LABKIT_BACKEND="compose")
+    code, said = command("doctor", DOCKER_HOST="unix:///no/such/socket", LABKIT_BACKEND="compose")
     assert code == 1
 
 
-def test_compose_that_is_insisted_on_without_docker_or_daemon_ends_clearly(own, labkit, tmp_path):
-    code, said = labkit("up", LABKIT_BACKEND="compose", PATH=str(tmp_path))
+def test_compose_that_is_insisted_on_without_docker_or_daemon_ends_clearly(own, command, tmp_path):
+    code, said = command("up", LABKIT_BACKEND="compose", PATH=str(tmp_path))
     assert code == 1 and "Docker is not installed" in said and "leave LABKIT_BACKEND unset" in said
     if shutil.which("docker"):
-        code, said = labkit("up", LABKIT_BACKEND="compose", DOCKER_HOST="unix:///no/such/socket")
+        code, said = command("up", LABKIT_BACKEND="compose", DOCKER_HOST="unix:///no/such/socket")
         assert code == 1 and "failed" in said and "If the Docker daemon is not running" in said
         assert "Traceback (most recent call last)" not in said
 
 
-def test_an_unknown_backend_is_said(labkit):
-    code, said = labkit("up", LABKIT_BACKEND="podman")
+def test_an_unknown_backend_is_said(command):
+    code, said = command("up", LABKIT_BACKEND="podman")
     assert code == 1 and "LABKIT_BACKEND is 'podman'; wanted: embedded, compose" in said
 
 
-def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, labkit, python):
+def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, command, python):
     said = python("import asyncio, nats, os\nfrom labkit import cluster\nasync def main():\n"
                   "    await cluster.find_or_start()\n"
                   "    for user in ('checks', 'mine'):\n"
@@ -83,9 +83,9 @@ def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, labkit,
                   "        await nc.jetstream().add_stream(name='S', subjects=['s'])\n"
                   "        await nc.close()\nasyncio.run(main())\nprint('made')").communicate(timeout=150)[0]
     assert said.endswith("made\n"), said
-    assert "1 stream(s) deleted" in labkit("reset", "mine")[1]
-    assert "1 stream(s) deleted" in labkit("reset")[1]
-    code, said = labkit("reset", "no_such")
+    assert "1 stream(s) deleted" in command("reset", "mine")[1]
+    assert "1 stream(s) deleted" in command("reset")[1]
+    code, said = command("reset", "no_such")
     assert code == 1 and "no lesson 'no_such'; wanted: one of" in said
 
 
@@ -210,19 +210,19 @@ def test_every_command_speaks_any_encoding_with_its_output_redirected(own, encod
 
 @pytest.mark.parametrize("arguments", [("reset", "[/x]"), ("execute", "[/x]"), ("experiment", "[/x]"),
                                        ("experiment", "91", "-p", "[abc]foo"), ("experiment", "91", "-p", "[/x]=1")])
-def test_brackets_are_brackets(own, labkit, arguments):
-    code, said = labkit(*arguments)
+def test_brackets_are_brackets(own, command, arguments):
+    code, said = command(*arguments)
     assert code == 1 and arguments[-1].split("=")[0] in said and "Traceback" not in said
 
 
-async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, labkit):
-    code, said = await asyncio.to_thread(labkit, "status", COLUMNS="80")
+async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, command):
+    code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 1 and "no cluster is up" in said and str(own) in said and f"ports {nodes.first_port()}–" in said
     cluster = await clusters.find_or_start()
-    code, whole = await asyncio.to_thread(labkit, "status", COLUMNS="80")
+    code, whole = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 0
     cluster.nodes[1].end()
-    code, said = await asyncio.to_thread(labkit, "status", COLUMNS="80")
+    code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 1 and "2 of 3 nodes are up; not n2. Start what is missing: python -m labkit up" in said
     for text, states in ((whole, ["up", "up", "up"]), (said, ["up", "dead", "up"])):
         rows = [line.split() for line in text.splitlines() if re.match(r"\s*n\d ", line)]
@@ -232,10 +232,10 @@ async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, labk
     assert "memory_mib" in said and "2.15.1" in said
 
 
-def test_every_command_says_which_lab_it_means(own, labkit):
+def test_every_command_says_which_lab_it_means(own, command):
     place = f"ports {nodes.first_port()}–{nodes.first_port() + 2}, home {own}"
     for arguments in (["status"], ["up"], ["status"], ["reset"], ["down"], ["down"]):
-        assert place in labkit(*arguments)[1], arguments
+        assert place in command(*arguments)[1], arguments
 
 
 def test_the_doctor_says_what_to_write_where_localhost_is_not_127_0_0_1(own, monkeypatch):

@@ -92,15 +92,15 @@ def test_without_one_the_project_takes_it(own, course, python, monkeypatch):
     assert (course / "work/checks/one.py").is_file()
 
 
-def test_what_does_not_fit_is_refused_in_words(labkit, tmp_path):
+def test_what_does_not_fit_is_refused_in_words(command, tmp_path):
     path = book(tmp_path / "a.ipynb")
-    assert "no parameter 'size'; wanted: one of repeats, sizes, stop, out" in labkit("experiment", path, "-p", "size=3")[1]
+    assert "no parameter 'size'; wanted: one of repeats, sizes, stop, out" in command("experiment", path, "-p", "size=3")[1]
     for nothing in (["--repeats", "0"], ["-p", "repeats=0"]):
-        code, said = labkit("experiment", path, *nothing, "--out", str(tmp_path / "out"))
+        code, said = command("experiment", path, *nothing, "--out", str(tmp_path / "out"))
         assert code and ("should be greater than or equal to 1" in said or "repeats is 0; wanted: a whole number, 1 or more" in said)
-    assert "wanted: name=value" in labkit("experiment", path, "-p", "sizes")[1]
-    assert "has no `parameters` cell" in labkit("experiment", "00")[1]
-    assert "No notebook '77'" in labkit("experiment", "77")[1]
+    assert "wanted: name=value" in command("experiment", path, "-p", "sizes")[1]
+    assert "has no `parameters` cell" in command("experiment", "00")[1]
+    assert "No notebook '77'" in command("experiment", "77")[1]
 
 
 @pytest.mark.soak

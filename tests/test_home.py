@@ -19,14 +19,14 @@ as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or 
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if os.name != "nt" or not set(name) & set('"\\')])
-def test_any_folder_is_a_home(own, labkit, monkeypatch, name):
+def test_any_folder_is_a_home(own, command, monkeypatch, name):
     home = own.parent / name
     monkeypatch.setenv("LABKIT_HOME", str(home))
-    code, said = labkit("up")
+    code, said = command("up")
     assert code == 0, said
     said = open_and_close(own)
     assert "lab open: checks on 3 nodes" in said and "closed: nothing left behind" in said
-    code, said = labkit("down")
+    code, said = command("down")
     assert code == 0 and "3 processes ended" in said and str(home) in said
     assert not list(home.glob("run-*"))
 
@@ -61,30 +61,30 @@ def test_a_relative_home_means_the_same_from_every_folder(monkeypatch, tmp_path,
     assert found == {nodes.PROJECT / "a home"}
 
 
-def test_a_tilde_is_the_users_folder(monkeypatch, tmp_path, labkit):
+def test_a_tilde_is_the_users_folder(monkeypatch, tmp_path, command):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("LABKIT_HOME", "~/lab")
     assert nodes.home() == tmp_path.resolve() / "lab"
     if os.name != "nt":
-        code, said = labkit("status", LABKIT_HOME="~no_such_user_here/lab")
+        code, said = command("status", LABKIT_HOME="~no_such_user_here/lab")
         assert code == 1 and "LABKIT_HOME is '~no_such_user_here/lab'" in said and "Traceback" not in said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
-def test_a_home_behind_a_link_is_the_same_home(own, labkit, monkeypatch):
+def test_a_home_behind_a_link_is_the_same_home(own, command, monkeypatch):
     own.mkdir()
     link = own.parent / "link"
     link.symlink_to(own)
-    assert labkit("up")[0] == 0
+    assert command("up")[0] == 0
     monkeypatch.setenv("LABKIT_HOME", str(link))
-    assert labkit("status")[0] == 0
-    assert "3 processes ended" in labkit("down")[1]
+    assert command("status")[0] == 0
+    assert "3 processes ended" in command("down")[1]
 
 
 @linux
-def test_a_home_too_deep_for_the_system_is_said(own, labkit):
-    code, said = labkit("up", LABKIT_HOME=str(own.parent.joinpath(*["d" * 250] * 18)))
+def test_a_home_too_deep_for_the_system_is_said(own, command):
+    code, said = command("up", LABKIT_HOME=str(own.parent.joinpath(*["d" * 250] * 18)))
     assert code == 1 and "File name too long" in said and "shorter path" in said and "Traceback" not in said
 
 
@@ -132,11 +132,11 @@ def test_a_home_that_another_user_left_is_said_with_its_owner(own, labkit, verb)
 
 
 @as_root
-def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, labkit, tmp_path):
-    assert labkit("up")[0] == 0
+def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, command, tmp_path):
+    assert command("up")[0] == 0
     code, said = another_user(sys.executable, "-m", "labkit", "down")
     assert code == 1 and "belongs to the user root" in said and len(nodes.strays(own)) == 3
-    elsewhere = Path(f"/var/tmp/labkit-another-user-{os.getpid()}")
+    elsewhere = Path(f"/var/tmp/command-another-user-{os.getpid()}")
     elsewhere.mkdir()
     os.chown(elsewhere, 54321, 54321)
     try:
@@ -154,42 +154,42 @@ def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, labkit, tmp_pa
     assert len(nodes.strays(own)) == 3
 
 
-async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(own, labkit, monkeypatch):
+async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(own, command, monkeypatch):
     cluster = await clusters.find_or_start()
     pids = [node.pid for node in cluster.nodes]
     other = str(nodes.first_port() + 3)
     for state in ("as it is", "lost"):
-        code, said = await asyncio.to_thread(labkit, "up", LABKIT_PORT=other)
+        code, said = await asyncio.to_thread(command, "up", LABKIT_PORT=other)
         assert code == 1 and f"is up on ports {nodes.first_port()}–" in said and f"LABKIT_PORT={nodes.first_port()} to use it" in said
         assert "python -m labkit down" in said and "LABKIT_HOME" in said
         assert sorted(process.pid for process in nodes.strays(own)) == sorted(pids), state
         (own / "cluster.json").unlink(missing_ok=True)
-    code, said = await asyncio.to_thread(labkit, "doctor", LABKIT_PORT=other)
+    code, said = await asyncio.to_thread(command, "doctor", LABKIT_PORT=other)
     assert code == 1 and f"LABKIT_PORT={nodes.first_port()}" in said
-    code, said = await asyncio.to_thread(labkit, "status", LABKIT_PORT=other)
+    code, said = await asyncio.to_thread(command, "status", LABKIT_PORT=other)
     assert code == 1 and f"set LABKIT_PORT={nodes.first_port()}" in said
 
 
-async def test_the_state_of_a_copied_folder_is_not_taken_for_its_own(own, monkeypatch, labkit):
+async def test_the_state_of_a_copied_folder_is_not_taken_for_its_own(own, monkeypatch, command):
     cluster = await clusters.find_or_start()
     copy = own.parent / "copy"
     shutil.copytree(own, copy)
     monkeypatch.setenv("LABKIT_HOME", str(copy))
     assert await clusters.find() is None
-    code, said = await asyncio.to_thread(labkit, "down")
+    code, said = await asyncio.to_thread(command, "down")
     assert code == 0 and "no process was running" in said
     monkeypatch.setenv("LABKIT_HOME", str(own))
     assert [node.pid for node in (await clusters.find()).nodes] == [node.pid for node in cluster.nodes]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder in use")
-async def test_the_cluster_of_a_moved_folder_is_found_and_ended(own, monkeypatch, labkit):
+async def test_the_cluster_of_a_moved_folder_is_found_and_ended(own, monkeypatch, command):
     cluster = await clusters.find_or_start()
     moved = own.parent / "moved"
     own.rename(moved)
     monkeypatch.setenv("LABKIT_HOME", str(moved))
     assert [node.pid for node in (await clusters.find()).nodes] == [node.pid for node in cluster.nodes]
-    assert "3 processes ended" in (await asyncio.to_thread(labkit, "down"))[1]
+    assert "3 processes ended" in (await asyncio.to_thread(command, "down"))[1]
     assert not any(node.process() for node in cluster.nodes)
 
 
@@ -210,14 +210,14 @@ def test_a_moved_or_copied_project_is_noticed(own, labkit, tmp_path, made):
 
 
 @linux
-def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, labkit):
+def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, command):
     def limited(limit, *command):
         script = f"ulimit -n {limit} && exec \"$@\""
         done = subprocess.run(["sh", "-c", script, "sh", sys.executable, *command], capture_output=True, text=True, encoding="utf-8")
         return done.returncode, done.stdout + done.stderr
     code, said = limited(64, "-m", "labkit", "doctor")
     assert code == 1 and "A process may open 64 files here" in said and "ulimit -n 1024" in said
-    assert labkit("up")[0] == 0
+    assert command("up")[0] == 0
     worker = ("import asyncio\nfrom labkit import Lab, LabError, workers\nasync def main():\n    lab = await Lab.open('checks')\n"
               "    workers.write('checks', 'w.py', 'import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(60)')\n"
               "    kept = [open('/dev/null', 'rb') for _ in range(200)]\n    more = []\n"

@@ -8,7 +8,6 @@ import nbformat
 import pytest
 
 from labkit import Lab, LabError, notebook, workers
-from labkit.__main__ import main
 from labkit.programs import program
 
 SECRET = "SEC-RET"
@@ -75,23 +74,6 @@ def told(tmp_path, capfd):
     return everything
 
 
-@pytest.fixture
-def labkit(monkeypatch, tmp_path, capfd):
-    """Runs `python -m labkit …` in this process, which is much faster. Returns (exit code, all that
-    was printed)."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["labkit", *arguments])
-        monkeypatch.chdir(tmp_path)
-        try:
-            code = main()
-        except SystemExit as end:
-            code = end.code
-        return code, "".join(capfd.readouterr())
-
-    return run
-
-
 def wrong(url):
     return url.replace(SECRET, f"{SECRET}-changed")
 
@@ -110,19 +92,18 @@ def tiny(folder, name, parameters=False):
 
 
 @pytest.mark.parametrize("url", LOGINS, indirect=True)
-def test_the_commands_do_not_tell_it(url, labkit, told):
-    said = [labkit(command) for command in ("up", "status", "reset", "doctor")]
+def test_the_commands_do_not_tell_it(url, command, told):
+    said = [command(verb) for verb in ("up", "status", "reset", "doctor")]
     assert [code for code, _ in said] == [0, 0, 1, 0], said
     assert "attached" in said[1][1] and "nats://127.0.0.1" in said[1][1]
-    code, text = labkit("down", "--yes")
-    said += [(code, text)] if "No such option" not in text else [labkit("down")]
+    said.append(command("down", "--yes"))
     assert SECRET not in told(said)
 
 
-def test_nor_does_a_notebook_of_ones_own(url, labkit, told, tmp_path):
+def test_nor_does_a_notebook_of_ones_own(url, command, told, tmp_path):
     said = [
-        labkit("execute", tiny(tmp_path, "one.ipynb")),
-        labkit("experiment", tiny(tmp_path, "two.ipynb", True), "--out", str(tmp_path / "out")),
+        command("execute", tiny(tmp_path, "one.ipynb")),
+        command("experiment", tiny(tmp_path, "two.ipynb", True), "--out", str(tmp_path / "out")),
     ]
     assert [code for code, _ in said] == [0, 0], said
     assert (
@@ -133,7 +114,7 @@ def test_nor_does_a_notebook_of_ones_own(url, labkit, told, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["refused", "gone", "malformed"])
-def test_nor_when_nobody_gets_in(url, labkit, told, tmp_path, trouble, monkeypatch):
+def test_nor_when_nobody_gets_in(url, command, told, tmp_path, trouble, monkeypatch):
     url, process = url
     monkeypatch.setenv(
         "NATS_URL",
@@ -141,14 +122,14 @@ def test_nor_when_nobody_gets_in(url, labkit, told, tmp_path, trouble, monkeypat
     )
     if trouble == "gone":
         process.kill()
-    said = [labkit("doctor"), labkit("execute", tiny(tmp_path, "one.ipynb"))]
+    said = [command("doctor"), command("execute", tiny(tmp_path, "one.ipynb"))]
     assert all(code == 1 and "No connection to nats://127.0.0.1" in text for code, text in said)
     assert SECRET not in told(said)
 
 
-def test_nor_does_a_lesson(url, labkit, told, tmp_path):
+def test_nor_does_a_lesson(url, command, told, tmp_path):
     shutil.copy(notebook.find(["01"])[0], tmp_path / "lesson.ipynb")
-    code, said = labkit("execute", "--refresh", "lesson.ipynb")
+    code, said = command("execute", "--refresh", str(tmp_path / "lesson.ipynb"))
     assert code == 0, said
     assert "your own cluster (NATS_URL)" in (text := told(said)) and SECRET not in text
 

@@ -60,7 +60,7 @@ def told(process):
 
 
 @posix
-def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(own, python, labkit):
+def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(own, python, command):
     kernel = python(OPEN)
     left = told(kernel)
     for pid in (left["ward"], kernel.pid):
@@ -68,22 +68,22 @@ def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(ow
     kernel.wait()
     servers = left["servers"]  # the proxies and the worker end by themselves: they hear that the kernel is gone
     wait_for(lambda: alive(left["pids"]) == servers)
-    code, said = labkit("doctor")
+    code, said = command("doctor")
     assert code == 0 and f"left {len(servers)} process(es)" in said and "python -m labkit down" in said
     assert all(str(pid) in said for pid in servers)
-    code, said = labkit("down")
+    code, said = command("down")
     assert code == 0 and f"{len(servers)} that killed kernels had left" in said
     assert alive(left["pids"]) == [] and not Path(left["folder"]).exists()
-    assert "killed" not in labkit("doctor")[1]
+    assert "killed" not in command("doctor")[1]
 
 
 @posix
-def test_down_leaves_what_belongs_to_a_kernel_that_lives(own, python, labkit):
+def test_down_leaves_what_belongs_to_a_kernel_that_lives(own, python, command):
     kernel = python(OPEN)
     mine = told(kernel)
-    code, said = labkit("down")
+    code, said = command("down")
     assert code == 1 and f"A lesson is open: checks (process {kernel.pid})" in said and "Or say --yes" in said
-    assert labkit("down", "--yes")[0] == 0
+    assert command("down", "--yes")[0] == 0
     assert alive(mine["pids"]) == mine["pids"]
     os.kill(kernel.pid, signal.SIGKILL)
     kernel.wait()
@@ -109,17 +109,17 @@ def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
     assert len(nodes.strays(own)) == (3 if code else 0)
 
 
-def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, python, labkit):
+def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, python, command):
     lesson = python("import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n    print('{}', flush=True)\n"
                     "    await asyncio.sleep(600)\nasyncio.run(main())")
     told(lesson)
-    code, said = labkit("reset")
+    code, said = command("reset")
     assert code == 1 and "checks (process" in said and "--yes" in said
-    assert labkit("reset", "mine")[0] == 0
-    assert labkit("reset", "--yes")[0] == 0
+    assert command("reset", "mine")[0] == 0
+    assert command("reset", "--yes")[0] == 0
 
 
-def test_down_beside_up_leaves_one_state_or_the_other(own, labkit):
+def test_down_beside_up_leaves_one_state_or_the_other(own, command):
     for _ in range(3):
         both = [subprocess.Popen([sys.executable, "-m", "labkit", verb], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
                 for verb in ("up", "down")]
@@ -127,8 +127,8 @@ def test_down_beside_up_leaves_one_state_or_the_other(own, labkit):
         assert [process.returncode for process in both] == [0, 0], said
         cluster = asyncio.run(clusters.find())
         assert len(nodes.strays(own)) == (3 if cluster else 0), said
-        assert labkit("status")[0] == (0 if cluster else 1)
-    labkit("down")
+        assert command("status")[0] == (0 if cluster else 1)
+    command("down")
 
 
 @posix
