@@ -282,7 +282,7 @@ def refuse_taken_ports(members):
             if who:
                 raise LabError(
                     f"Port {port} (wanted by {node.name}) is held by {who}. Three ways out: end that program; use "
-                    f"other ports with the environment variable LABKIT_PORT=14222; or, if it is a NATS cluster that "
+                    f"other ports with the environment variable LABKIT_PORT={nodes.other_port()}; or, if it is a NATS cluster that "
                     f"you want to learn on, set NATS_URL=nats://127.0.0.1:{node.port}. "
                     "`python -m labkit doctor` shows all ports.")
 

@@ -128,16 +128,9 @@ def ports():
              if (who := nodes.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)}
     if taken:
         return [Finding("bad", f"Port {port} is held by {who}.", "End that program, or use other ports: set the "
-                        f"environment variable LABKIT_PORT={other_port(first)}") for port, who in taken.items()]
+                        f"environment variable LABKIT_PORT={nodes.other_port()}") for port, who in taken.items()]
     return [Finding("good", f"Ports {first}–{first + 2}, {first + 2000}–{first + 2002} and "
                             f"{first + 4000}–{first + 4002} are free")]
-
-
-def other_port(first):
-    """A client port whose nine ports are free (int), to advise; 14222 if it is."""
-    bases = (base for base in range(14222, 20000, 1000) if base != first)
-    return next((base for base in bases if all(nodes.is_free(base + offset + i) for offset in (0, 2000, 4000)
-                                               for i in range(3))), 14222)
 
 
 def disk():

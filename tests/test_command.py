@@ -254,4 +254,4 @@ def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
 
 def test_the_port_that_the_doctor_advises_is_free(own, monkeypatch):
     monkeypatch.setattr(nodes, "is_free", lambda port: port != 14223 + 4000)
-    assert doctor.other_port(nodes.first_port()) == 15222
+    assert nodes.other_port() == 15222
