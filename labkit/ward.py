@@ -18,13 +18,18 @@ import psutil
 
 
 def owned(folder, variable="LABKIT_OWNER"):
-    """The living processes that were started with this variable set to `folder` (list of psutil processes)."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # gone, or another user's
-            if process.environ().get(variable) == folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    """The living processes that were started with this variable set to `folder` (list of psutil processes), but for wards: these
+    end by themselves, when they have done their work."""
+    return [process for process in psutil.process_iter() if _is_owned(process, folder, variable)]
+
+
+def _is_owned(process, folder, variable):
+    try:
+        if process.environ().get(variable) != folder or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return __file__ not in process.cmdline()
+    except (psutil.Error, OSError):  # gone, or another user's
+        return False
 
 
 def end(folder, variable="LABKIT_OWNER", timeout=10):

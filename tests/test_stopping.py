@@ -228,7 +228,8 @@ def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
 def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
     """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever home."""
     (tmp_path / "test_it.py").write_text(
-        "import asyncio, os, time\nfrom labkit import cluster\ndef test(own):\n    asyncio.run(cluster.find_or_start())\n"
+        "import asyncio, os, time\nfrom labkit import cluster, launch\ndef test(own):\n    asyncio.run(cluster.find_or_start())\n"
+        f"    open({str(tmp_path / 'kernel')!r}, 'w', encoding='utf-8').write(str(launch.own_folder()))\n"
         f"    open({str(tmp_path / 'mark')!r}, 'w', encoding='utf-8').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n", encoding="utf-8")
     (tmp_path / "conftest.py").write_text((nodes.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "LABKIT_TESTS"))}
@@ -241,4 +242,5 @@ def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
     finally:
         run.kill()
         run.wait()
-    wait_for(lambda: not ward.owned(mark, "LABKIT_TESTS") and not Path(mark).exists())
+    kernel = Path((tmp_path / "kernel").read_text(encoding="utf-8"))
+    wait_for(lambda: not ward.owned(mark, "LABKIT_TESTS") and not Path(mark).exists() and not kernel.exists())
