@@ -20,7 +20,7 @@ from labkit.paths import PROJECT, home, make_folder  # noqa: F401 (also read as 
 CONFIG = Path(__file__).with_name("nats.conf")
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a company's proxy must not see loopback
 NAMES = ("n1", "n2", "n3")
-STARTED = []  # Popen objects of this process, kept so that ended nodes are reaped and do not stay as zombies
+STARTED = {}  # Popen of a node that this process started -> its store; kept so that ended nodes are reaped, and known at once
 
 
 def first_port():
@@ -79,9 +79,16 @@ class Node:
             child.poll()
         try:
             process = psutil.Process(self.pid) if self.pid else None
-            return process if process and store_of(process) == Path(self.store) else None
+            # The system shows the environment of a process a moment after its start: a child is known without it.
+            return process if process and (self._is_child() or store_of(process) == Path(self.store)) else None
         except psutil.NoSuchProcess:
             return None
+
+    def _is_child(self):
+        """True if this process started the node, and it has not ended since: its pid cannot be given away before it is
+        reaped."""
+        return any(child.pid == self.pid and child.returncode is None and store == self.store
+                   for child, store in STARTED.items())
 
     def spawn(self, routes, advertise=None, outlives=False):
         """Starts the process and returns at once. advertise: what to tell other nodes about its own route port (default:
@@ -98,7 +105,7 @@ class Node:
         with open(self.log, "ab") as log:
             child = launch([server_binary(), "-c", str(CONFIG)], env=environment, outlives=outlives,
                            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.store)
-        STARTED.append(child)
+        STARTED[child] = self.store
         self.pid, self.server_id = child.pid, ""
 
     async def varz(self, path="varz", timeout=0.5):

@@ -154,3 +154,11 @@ def test_the_state_of_a_killed_run_is_swept_away(own, python, command):
     code, said = command("up")
     assert code == 0, said
     assert len(list(own.glob("run-*"))) == 1 and len(nodes.strays(own)) == 3
+
+
+async def test_a_node_is_known_before_the_system_shows_its_environment(own, monkeypatch):
+    """For a moment after a start the environment reads as empty."""
+    with monkeypatch.context() as blind:
+        blind.setattr(psutil.Process, "environ", lambda process: {})
+        cluster = await clusters.start_embedded()
+        assert all(node.process() for node in cluster.nodes)
