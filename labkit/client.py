@@ -107,18 +107,26 @@ async def farewell(client, drain=True):
             if drain and client.is_connected and not client.is_draining:
                 await asyncio.wait_for(client.drain(), timeout=PATIENCE)
     finally:
-        if not client.is_closed:
+        if not client.is_closed or _is_open(client):
             await _close(client)
 
 
+def _is_open(client):
+    """True while a client holds a socket. One whose close() was cancelled may hold it, although it calls itself closed."""
+    writer = getattr(client._transport, "_io_writer", None)
+    return writer is not None and not writer.is_closing()
+
+
 async def _close(client):
-    """Closes a client, also one whose connection is dead.
+    """Closes a client, also one whose close() was cancelled in the middle, or whose connection is dead.
 
     Where close() writes its last bytes to a dead connection, it raises (an OSError or, by version of Python,
     AttributeError or TypeError) after it has called the client closed, and before it ends the subscriptions.
     Their tasks would live on, and fail when they are collected as garbage. So it is called once more, with nothing
     left to write.
     """
+    if client.is_closed:
+        client._status = client.DISCONNECTED  # else close() would do nothing
     try:
         await client.close()
     except Exception:

@@ -100,13 +100,16 @@ async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, c
     with pytest.raises(LabError, match="No connection"):
         await client.connect(servers=[url], timeout=0.3)
     await until(lambda: not held)
-    came.clear()
-    attempt = asyncio.create_task(client.connect(servers=[url]))
-    await came.wait()
-    attempt.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await attempt
-    await until(lambda: not held)
+    for steps in range(20):  # so many turns of the event loop, then the cancel
+        came.clear()
+        attempt = asyncio.create_task(client.connect(servers=[url]))
+        await came.wait()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+        await until(lambda: not held)
     gc.collect()
     assert "never retrieved" not in capfd.readouterr().err
 
@@ -158,6 +161,21 @@ async def test_a_worker_that_was_cancelled_while_it_started_does_not_run(lab):
     again = await lab.worker(name, "A")  # refused while another A runs
     again.kill()
     await again.ended()
+
+
+async def test_nor_does_one_whose_close_was_cancelled(counted):
+    url, connections = counted
+    for steps in range(20):
+        nc = await client.connect(servers=[url])
+        await nc.subscribe("news", cb=client.farewell)
+        closing = asyncio.create_task(nc.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await client.farewell(nc)
+        await nothing_runs()
+        await until(lambda: connections() == 0)
 
 
 async def cancel_a_flush(nc, flush):
