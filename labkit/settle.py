@@ -6,12 +6,15 @@ node answers "no responders" (503): nats-py raises NoStreamResponseError on publ
 Measured on 2.15.1: in 0 to 4 of 100 cases on the creating connection, more on other nodes, for 4 to 200 ms; never on
 the leader's own node. The mechanism: server/jetstream_cluster.go (leader change: subscribe, then reply) and
 server/opts.go (the system account, which carries the reply, has a route of its own).
+
+The lists come from the meta leader, which may hear of a new stream last. Until then nats-py's subscribe() and
+pull_subscribe(), which look for the stream by its subject, raise NotFoundError (once in thousands, on a busy machine).
 """
 import asyncio
 import time
 
 from nats.errors import Error, NoRespondersError
-from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from labkit.client import connect, farewell
 from labkit.errors import LabError
@@ -41,7 +44,8 @@ async def can_create(cluster, timeout=40):
 
 
 async def settled(client, stream, timeout=20):
-    """Returns when the stream's leader, and the leader of each of its pull consumers, answer this client's node.
+    """Returns when the stream's leader, and the leader of each of its pull consumers, answer this client's node, and the
+    stream is found by its subject.
 
     timeout: seconds. Raises LabError if one stays silent. A program in production has no such call: it publishes or
     fetches again after a 503, which says that nobody has got the message."""
@@ -50,6 +54,7 @@ async def settled(client, stream, timeout=20):
     if info.config.subjects:  # a mirror has none
         subject = info.config.subjects[0].replace("*", "x").replace(">", "x")
         await _until_answered(lambda: js.publish(subject, headers=dict(NOWHERE)), end, f"stream {stream}")
+        await _until_answered(lambda: _found(js, subject), end, "the list of streams")
 
     async def listed():
         found = await js.consumers_info(stream)
@@ -60,6 +65,13 @@ async def settled(client, stream, timeout=20):
         if not consumer.config.deliver_subject:  # a pull consumer: its leader refuses a request that is no request
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
             await _until_answered(lambda: client.request(subject, b"{", timeout=0.25), end, f"consumer {consumer.name}")
+
+
+async def _found(js, subject):
+    try:
+        await js.find_stream_name_by_subject(subject)
+    except NotFoundError:
+        raise TimeoutError("a stream that was just made is not in the list yet") from None
 
 
 async def _until_answered(ask, end, who):

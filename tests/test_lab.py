@@ -106,9 +106,9 @@ async def test_messages_that_nobody_reads_do_not_hold_up_the_end(lab, capfd, mon
         await lab.nc.publish("unread")
     await lab.nc.flush()
     await lab.js.add_stream(name="ORDERS", subjects=["orders"])
+    await lab.settled("ORDERS")
     await lab.js.pull_subscribe("orders", "worker")
     await lab.settled("ORDERS")
-    await lab.until(lambda: listed(lab, ["ORDERS"]), timeout=15)  # else its end waits for the list, and not for readers
     await asyncio.wait_for(lab.close(), timeout=60)
     gc.collect()
     assert "never retrieved" not in capfd.readouterr().err
