@@ -148,15 +148,19 @@ def disk():
 
 
 def leftovers():
-    now = "To end them: python -m labkit down"
+    now = "To end and remove them: python -m labkit down"
     running = nodes.strays(nodes.home())
     if running and not asyncio.run(clusters.find()) and clusters.running_port() == nodes.first_port():
         yield Finding("note", f"{len(running)} node(s) of an earlier run are still there: {_pids(running)}.",
                       f"The next start ends them or uses them. {now}")
     processes, folders = launch.orphans()
-    if processes or folders:
-        yield Finding("note", f"A kernel that was killed left {len(processes)} process(es) ({_pids(processes) or 'none'}) and "
-                              f"{len(folders)} folder(s) in {nodes.home() / 'kernels'}.", now)
+    left = []
+    if processes:
+        left.append(f"{len(processes)} process(es): {_pids(processes)}")
+    if folders:
+        left.append(f"{len(folders)} folder(s) in {nodes.home() / 'kernels'}")
+    if left:
+        yield Finding("note", f"A kernel that was killed left {', and '.join(left)}.", now)
 
 
 def _pids(processes):
