@@ -7,8 +7,8 @@ Measured on 2.15.1: in 0 to 4 of 100 cases on the creating connection, more on o
 the leader's own node. The mechanism: server/jetstream_cluster.go (leader change: subscribe, then reply) and
 server/opts.go (the system account, which carries the reply, has a route of its own).
 
-The lists come from the meta leader, which may hear of a new stream last. Until then nats-py's subscribe() and
-pull_subscribe(), which look for the stream by its subject, raise NotFoundError (once in thousands, on a busy machine).
+The meta leader answers who has a subject. Seen once on a busy machine (and not in 1,200 tries): it did not name a stream
+whose creation had just been answered. nats-py's subscribe() and pull_subscribe() ask it, and raise NotFoundError.
 """
 import asyncio
 import time

@@ -39,6 +39,13 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
+async def cancel_after(turns, task):
+    """Cancels this task after so many turns of the event loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+
+
 async def nothing_runs():
     """Waits until no task runs but the test's own."""
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
@@ -47,14 +54,9 @@ async def nothing_runs():
 async def test_a_connection_that_is_cancelled_at_any_moment_is_gone(counted):
     url, connections = counted
     ended = {"cancelled": 0, "made": 0}
-    for steps in [
-        *range(40),
-        *range(40, 400, 20),
-    ]:  # so many turns of the event loop, then the cancel
+    for turns in [*range(40), *range(40, 400, 20)]:
         attempt = asyncio.create_task(client.connect(servers=[url]))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        attempt.cancel()
+        await cancel_after(turns, attempt)
         with contextlib.suppress(asyncio.CancelledError):
             await client.farewell(await attempt)
             ended["made"] += 1
@@ -100,13 +102,11 @@ async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, c
     with pytest.raises(LabError, match="No connection"):
         await client.connect(servers=[url], timeout=0.3)
     await until(lambda: not held)
-    for steps in range(20):  # so many turns of the event loop, then the cancel
+    for turns in range(20):
         came.clear()
         attempt = asyncio.create_task(client.connect(servers=[url]))
         await came.wait()
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        attempt.cancel()
+        await cancel_after(turns, attempt)
         with pytest.raises(asyncio.CancelledError):
             await attempt
         await until(lambda: not held)
@@ -116,11 +116,9 @@ async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, c
 
 async def test_a_connection_that_was_cancelled_does_not_hold_up_the_end_of_the_lesson(lab, capsys):
     attempts = []
-    for steps in range(0, 80, 2):
+    for turns in range(0, 80, 2):
         attempts.append(asyncio.create_task(lab.connect(name="cancelled")))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        attempts[-1].cancel()
+        await cancel_after(turns, attempts[-1])
     await asyncio.gather(*attempts, return_exceptions=True)
     await lab.close()
     assert capsys.readouterr().out.endswith("closed: nothing left behind\n")
@@ -163,25 +161,26 @@ async def test_a_worker_that_was_cancelled_while_it_started_does_not_run(lab):
     await again.ended()
 
 
-async def test_nor_does_one_whose_close_was_cancelled(counted):
+async def ignore(msg):
+    pass
+
+
+async def test_a_client_whose_close_was_cancelled_is_closed_all_the_same(counted):
     url, connections = counted
-    for steps in range(20):
+    for turns in range(20):
         nc = await client.connect(servers=[url])
-        await nc.subscribe("news", cb=client.farewell)
+        await nc.subscribe("news", cb=ignore)
         closing = asyncio.create_task(nc.close())
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        closing.cancel()
+        await cancel_after(turns, closing)
         await asyncio.wait([closing])
         await client.farewell(nc)
         await nothing_runs()
         await until(lambda: connections() == 0)
 
 
-async def cancel_a_flush(nc, flush):
+async def cancel_a_flush(flush):
     flushing = asyncio.ensure_future(flush)
-    await asyncio.sleep(0)  # the PING is on its way
-    flushing.cancel()
+    await cancel_after(1, flushing)  # the PING is on its way
     await asyncio.wait([flushing])
 
 
@@ -192,7 +191,7 @@ async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
         got.append(msg.data)
     await nc.subscribe("news", cb=note)
     await client.flush(nc)
-    await cancel_a_flush(nc, client.flush(nc))
+    await cancel_a_flush(client.flush(nc))
     await lab.nc.publish("news", b"1")
     await lab.until(lambda: got)
 
@@ -200,7 +199,7 @@ async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
 async def test_nats_py_is_deaf_after_a_cancelled_flush(lab):
     """Once this fails, nats-py is mended, and client.flush() can go."""
     nc = await lab.connect()
-    await cancel_a_flush(nc, nc.flush())
+    await cancel_a_flush(nc.flush())
     await lab.until(nc._reading_task.done)
 
 

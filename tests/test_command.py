@@ -48,6 +48,15 @@ def test_doctor_reports_nodes_that_an_earlier_run_left(own, command):
     assert code == 0 and "3 node(s) of an earlier run are still there" in said and "python -m labkit down" in said
 
 
+def test_doctor_names_a_folder_that_a_killed_kernel_left_and_down_removes_it(own, command):
+    left = own / "kernels" / "1-abc"
+    left.mkdir(parents=True)
+    code, said = command("doctor")
+    assert code == 0 and "A kernel that was killed left 1 folder(s) in" in said
+    command("down")
+    assert not left.exists() and "killed" not in command("doctor")[1]
+
+
 def test_doctor_tells_docker_without_daemon_from_no_docker(own, command, tmp_path):
     binaries = tmp_path / "bin"
     binaries.mkdir()

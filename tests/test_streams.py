@@ -2,7 +2,8 @@
 import asyncio
 
 import pytest
-from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+from nats.js.errors import NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.js.manager import JetStreamManager
 
 from labkit import Lab, LabError, Recorder, settle, streams
 
@@ -89,6 +90,20 @@ async def test_after_settling_no_node_answers_503(lab):
     for start in range(0, 36, 6):  # six at a time, as in a classroom
         await asyncio.gather(*(create_and_use(number) for number in range(start, start + 6)))
     assert not refused
+
+
+async def test_settling_waits_until_the_stream_is_found_by_its_subject(lab, monkeypatch):
+    found, asked = JetStreamManager.find_stream_name_by_subject, []
+
+    async def found_the_third_time(js, subject):
+        asked.append(subject)
+        if len(asked) < 3:
+            raise NotFoundError
+        return await found(js, subject)
+    monkeypatch.setattr(JetStreamManager, "find_stream_name_by_subject", found_the_third_time)
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
+    await lab.settled("ORDERS")
+    assert asked == ["orders.x"] * 3
 
 
 async def test_a_stream_that_is_not_there_is_not_waited_for(lab):
