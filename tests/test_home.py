@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import free_base
 
 from labkit import cluster as clusters
 from labkit import nodes, notebook
@@ -144,7 +145,7 @@ def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, command, tmp_p
         assert code == 1 and "is held by nats-server 2.15.1 named n1" in said and "Traceback" not in said, said
         code, said = another_user(sys.executable, "-m", "labkit", "doctor", LABKIT_HOME=str(elsewhere))
         assert code == 1 and "is held by nats-server" in said and "Traceback" not in said, said
-        port = str(nodes.first_port() + 100)
+        port = str(free_base())
         code, said = another_user(sys.executable, "-m", "labkit", "up", LABKIT_HOME=str(elsewhere), LABKIT_PORT=port)
         assert code == 0, said
         code, said = another_user(sys.executable, "-m", "labkit", "down", LABKIT_HOME=str(elsewhere), LABKIT_PORT=port)
