@@ -2,6 +2,7 @@
 import asyncio
 import math
 import os
+import re
 import signal
 
 import pandas as pd
@@ -110,7 +111,7 @@ async def test_rows_of_another_machine_or_python_are_not_gone_on_with(tmp_path, 
     here = machine()
     for part, value in (("python", "2.7.18"), ("processor", "Z80"), ("cores", 77)):
         monkeypatch.setattr("labkit.sweep.machine", lambda: {**here, part: value})
-        with pytest.raises(LabError, match=f"names {part} {here[part]!r}, now {value!r}. Delete both"):
+        with pytest.raises(LabError, match=re.escape(f"names {part} {here[part]!r}, now {value!r}. Delete both")):
             await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
 
 
