@@ -1,6 +1,8 @@
 """What all tests share: a lab of one's own, and a look round at the end that nothing was left behind."""
 import asyncio
 import contextlib
+import functools
+import itertools
 import json
 import os
 import random
@@ -13,6 +15,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from jupyter_client.connect import LocalPortCache
 from xdist.scheduler import LoadScopeScheduling
 
 from labkit import cluster as clusters
@@ -33,6 +36,7 @@ def pytest_configure(config):
     os.environ["LABKIT_HEADLESS"] = "1"
     os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # an open() that names no encoding is an EncodingWarning
     os.environ["PYTHONWARNINGS"] = our_warnings_are_errors()
+    LocalPortCache.find_available_port = lambda cache, ip: next(filter(nodes.is_free, ports_for_kernels()))
     for marker, (switch, needs) in RUN_IF.items():
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
@@ -157,6 +161,15 @@ def take(ports):
             return False
         TAKEN.append(held.pop_all())
     return True
+
+
+@functools.cache
+def ports_for_kernels():
+    """An endless round through ports that only this process gives to kernels. jupyter_client asks the system for five free
+    ones, lets them go, and the kernel binds them up to a second later. Each process of a run does so, and in one run of some
+    twenty two of them met: "Address already in use"."""
+    base = next(base for base in range(9000, 10000, 50) if take([base + 49]))
+    return itertools.cycle(range(base, base + 49))
 
 
 @pytest.fixture

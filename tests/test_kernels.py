@@ -80,6 +80,12 @@ async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(ow
     assert "300 orders end in 300 charges" in said and "closed: nothing left behind" in said
 
 
+async def test_a_kernel_of_a_test_gets_ports_that_no_other_process_is_given():
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=60, kernel_name="python3")
+    async with client.async_setup_kernel():
+        assert len(client.km.ports) == 5 and all(9000 <= port < 10000 for port in client.km.ports)
+
+
 async def nothing_left(known):
     """No process of ours but these pids, once the wards have done their work."""
     for _ in range(600):
