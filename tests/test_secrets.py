@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -55,9 +56,14 @@ def told(tmp_path, capfd):
     """Everything that was printed and written since, but for the server's own files (text)."""
 
     def everything(*said):
+        everywhere = [
+            Path(folder, name)
+            for folder, _, names in os.walk(tmp_path)  # servers remove folders meanwhile
+            for name in names
+        ]
         files = [
             path
-            for path in tmp_path.rglob("*")
+            for path in everywhere
             if path.is_file()
             and not path.parent.name.startswith("server-")
             and "store" not in path.parts
