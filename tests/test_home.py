@@ -230,7 +230,8 @@ def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, command)
 @linux
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare (Linux) to mount a small disk")
 def test_a_disk_that_fills_up_later_is_said_when_a_lesson_opens(own):
-    """Only the folder of lessons is on the full disk: nodes that rewrite their own files would free a page now and then."""
+    """Only the folder of lessons is on the full disk: a lesson writes one page when it opens, and three nodes that write
+    and remove files of their own beside it leave no disk as full as the test has made it."""
     (own / "lessons").mkdir(parents=True)
     lesson = ("import asyncio, os\nfrom labkit import Lab, LabError\nfrom labkit import cluster\n"
               "async def main():\n    await cluster.find_or_start()\n    try:\n"
