@@ -2,98 +2,197 @@
 
     NATS_URL=nats://127.0.0.1:4222 NATS_USER=mine NATS_PASSWORD=lab DATABASE=charges.db python consumer.py
 
-Start as many as you like. What it cannot charge goes into the stream DEAD, for a person. Exit code: as producer.py.
-"""
-import asyncio, contextlib, json, logging, os, sqlite3, sys
-from nats.errors import Error as NatsError
-from nats.js.errors import BadRequestError
-from service import have_stream, serve
+All settings: service.py, and DATABASE (a file), ACK_WAIT (seconds, of a consumer that is made here) and TRIES.
+Start as many as you like on one host: the database is a file of SQLite, which lets one write at a time, and that is
+the ceiling. With a database server they may run on several hosts.
 
-DATABASE, BATCH = os.environ.get("DATABASE", "charges.db"), 20
-ACK_WAIT, TRIES = float(os.environ.get("ACK_WAIT", "30")), int(os.environ.get("TRIES", "10"))
+What is no order, and a second order under the id of another, goes into the stream DEAD at once, for a person; so does
+an order that has failed TRIES times by its own fault or killed TRIES workers. A database that is away and a full disk
+are no fault of an order: nothing is fetched until they are over. Exit code: as producer.py.
+"""
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import sys
+
+import charges
+from charges import NoOrder
+from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
+from service import CannotGoOn, have_stream, lasting, number, serve
+
+BATCH = 20
 CONSUMER = {"durable_name": "charging", "filter_subject": "orders.created", "ack_policy": "explicit",
-            "ack_wait": ACK_WAIT, "max_ack_pending": 10 * BATCH, "max_deliver": -1}  # answer() gives up, not the server
+            "ack_wait": number("ACK_WAIT", "30", least=0.1), "max_ack_pending": 10 * BATCH,
+            "max_deliver": -1}                               # this program gives up, not the server
+# Nothing is dropped for its age or for another: what has no room is refused, and waits in ORDERS.
+DEAD = {"name": "DEAD", "subjects": ["dead.>"], "max_bytes": 64 * 2**20, "discard": "new", "duplicate_window": 3600}
+NO_CONSUMER = 10014
+MAX_HEADERS = 60_000                                         # bytes; JetStream takes 65,535
+# No fault of an order, but for two errors: the database refuses this row, or this value.
+OUTAGE = (sqlite3.Error, OSError, MemoryError, NatsError, asyncio.TimeoutError)
+REFUSED = (sqlite3.IntegrityError, sqlite3.DataError)
 log = logging.getLogger("order-consumer")
+
 
 def brief(error):                                            # str: the repr of a UnicodeDecodeError holds the whole body
     return f"{type(error).__name__} {ascii(str(error))[:200]}"
 
-def charge(body):
-    """The effect and its marker in one transaction: a second delivery changes nothing. It runs in a thread of its own."""
-    order = json.loads(body)
-    number, amount = (order.get("id"), order.get("amount")) if isinstance(order, dict) else (None, None)
-    if not (number and isinstance(number, str) and type(amount) is int):
-        raise ValueError("wanted: an id, a text, and an amount, a whole number")
-    with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
-        db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", (number, amount))
+
+def key(msg):
+    """The same for every delivery of a message, another for any other message. (A sequence is not: it starts again
+    when somebody makes the stream anew.)"""
+    return hashlib.sha256(repr((msg.subject, sorted((msg.headers or {}).items()), msg.data)).encode()).hexdigest()
+
+
+def read(body):
+    """(id, amount) of an order. Raises NoOrder."""
+    try:
+        order = json.loads(body)
+        json.dumps(order, ensure_ascii=False).encode()       # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise NoOrder(brief(error)) from error
+    name, amount = (order.get("id"), order.get("amount")) if isinstance(order, dict) else (None, None)
+    if not (name and isinstance(name, str) and type(amount) is int and abs(amount) < 2**63):
+        raise NoOrder("wanted: an id, a text, and an amount, a whole number")
+    return name, amount
+
 
 async def answer(nc, msg):
-    """Every message gets an answer. Returns False if something is wrong that may be right later."""
-    seq, tries = msg.metadata.sequence.stream, msg.metadata.num_delivered
+    """Charges one order, or puts it aside. Raises what is no fault of the order."""
     try:
-        try:
-            if tries > TRIES:                                # before it is tried: it may be what kills the workers
-                raise ValueError(f"not charged in {TRIES} deliveries")
-            await asyncio.to_thread(charge, msg.data)
-            await msg.ack()
-        except (ValueError, OverflowError, RecursionError) as error:       # bad today, bad tomorrow
-            log.error("message %s goes to DEAD: %s", seq, brief(error))
-            headers = {"Nats-Msg-Id": f"ORDERS:{seq}", "Reason": brief(error), "Size": str(len(msg.data))}
-            await nc.jetstream().publish(f"dead.{msg.subject}", msg.data[:nc.max_payload - 1024], headers=headers)
-            await msg.term()                                 # only now: DEAD has it (its start, if it is huge)
-        return True
-    except Exception as error:                               # a database that is away comes back; a bug must not end the loop
-        log.warning("message %s, delivery %s: %s", seq, tries, brief(error))
-        with contextlib.suppress(NatsError):                 # without an answer it comes back after ack wait
-            await msg.nak(delay=min(30, 2 ** tries))
-        return False
+        name, amount = read(msg.data)
+        if msg.metadata.num_delivered > 1:
+            await asyncio.to_thread(charges.begin, key(msg))
+        await asyncio.to_thread(charges.charge, key(msg), name, amount)
+        await msg.ack()
+    except NoOrder as reason:
+        await bury(nc, msg, reason)
+    except Exception as error:
+        await again(msg, error)
+        if isinstance(error, OUTAGE) and not isinstance(error, REFUSED):
+            raise
+        await asyncio.to_thread(charges.prove)               # raises if others would fail as well
+        await asyncio.to_thread(charges.failed, key(msg))
 
-async def heartbeat(msgs):
+
+async def again(msg, error):
+    """Gives it back, for later. If that fails too, it comes back after ack wait."""
+    seq, tries = msg.metadata.sequence.stream, msg.metadata.num_delivered
+    log.warning("message %s, delivery %s: %s", seq, tries, brief(error))
+    with contextlib.suppress(NatsError):
+        await msg.nak(delay=min(30, 2 ** min(tries, 5)))
+
+
+def letter(msg, reason, most):
+    """(body, headers) of the copy for DEAD, no larger than `most` bytes. The message's own headers go along. Those
+    that a server obeys, such as a TTL, must not act again: they get other names."""
+    source = f"{msg.metadata.stream}:{msg.metadata.sequence.stream}"
+    ours = {"Nats-Msg-Id": key(msg), "Dead-Reason": str(reason), "Dead-Source": source, "Dead-Size": str(len(msg.data))}
+    theirs = {re.sub("(?i)^nats-", "Original-Nats-", name): str(value) for name, value in (msg.headers or {}).items()
+              if re.fullmatch("[!-9;-~]+", name)}
+    size = sum(len(f"{name}: {value}\r\n".encode()) for name, value in [*theirs.items(), *ours.items()])
+    if size > min(MAX_HEADERS, most - 1024):
+        theirs = {"Dead-Headers": f"{size} bytes are too many: look into the source"}
+        size = 1024
+    return msg.data[:most - size - 100], {**theirs, **ours}
+
+
+async def bury(nc, msg, reason):
+    """Ends a message, but not before DEAD has it, or its start, if it is huge."""
+    log.error("message %s goes to DEAD: %s", msg.metadata.sequence.stream, reason)
+    try:
+        body, headers = letter(msg, reason, nc.max_payload)
+        await nc.jetstream().publish(f"dead.{msg.subject}", body, headers=headers)
+        await msg.term()
+    except (NatsError, asyncio.TimeoutError) as error:       # the next one may be a good one
+        await again(msg, error)
+    else:
+        await asyncio.to_thread(charges.forget, key(msg))
+
+
+async def heartbeat(msgs, ack_wait):
     """Starts ack wait afresh for all that we hold; not for ever, so that work that hangs goes to somebody else."""
     for _ in range(20):
-        await asyncio.sleep(ACK_WAIT / 3)
+        await asyncio.sleep(ack_wait / 3)
         for msg in [msg for msg in msgs if not msg.is_acked]:
             with contextlib.suppress(NatsError):
                 await msg.in_progress()
 
-def prepare_database():                                      # fails while nobody can write
-    with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
-        db.execute("BEGIN IMMEDIATE")
-        db.execute("CREATE TABLE IF NOT EXISTS charges (id TEXT PRIMARY KEY NOT NULL, amount INTEGER NOT NULL)")
+
+async def work_off(nc, msgs, ack_wait, end):
+    """Answers one message after the other. What it does not begin goes to another worker at once."""
+    beating = asyncio.ensure_future(heartbeat(msgs, ack_wait))
+    try:
+        for msg in msgs:
+            if end.code is not None:
+                break
+            await answer(nc, msg)
+    finally:
+        beating.cancel()
+        await give_back(msgs)
+
+
+async def give_back(msgs):
+    for msg in msgs:
+        if not msg.is_acked:
+            with contextlib.suppress(NatsError):
+                await msg.nak()
+
 
 async def prepare(js):
-    await asyncio.to_thread(prepare_database)
-    await have_stream(js, "dead.orders.created", name="DEAD", subjects=["dead.>"])
-    await js.add_consumer("ORDERS", **CONSUMER)              # makes it, or brings an old one up to date
+    """Returns when there is all that an order needs: a database that can charge, DEAD, a consumer. Returns its ack
+    wait. A consumer that is there stays as it is: its settings may be an operator's."""
+    await asyncio.to_thread(charges.prove)
+    await have_stream(js, "dead.orders.created", **DEAD)
+    try:
+        config = (await js.consumer_info("ORDERS", "charging")).config
+    except NotFoundError as error:
+        if error.err_code != NO_CONSUMER:
+            raise                                            # no stream: its producer makes it
+        config = (await js.add_consumer("ORDERS", **CONSUMER)).config
+    own = {name: getattr(config, name) for name, value in CONSUMER.items() if getattr(config, name) != value}
+    if own:
+        log.warning("the consumer has settings of its own: %s", own)
+    return config.ack_wait
 
-async def consume(nc, ended):
-    js, ready = nc.jetstream(), False
+
+async def fetch(sub, batch):
+    try:
+        return await sub.fetch(batch, timeout=1)
+    except asyncio.TimeoutError:                             # a quiet second
+        return []
+
+
+async def consume(nc, end):
+    js = nc.jetstream()
     sub = await js.pull_subscribe_bind("charging", "ORDERS")
-    while not ended.done():
+    ack_wait = None                                          # at the start and after trouble: prepare first
+    batch = BATCH
+    while end.code is None:
         try:
-            if not ready:                                    # at the start and after trouble: nothing is fetched,
-                await prepare(js)                            # so that an outage does not use up the tries
-                ready = True
-            msgs = []
-            with contextlib.suppress(asyncio.TimeoutError):  # a quiet second
-                msgs = await sub.fetch(BATCH, timeout=1)
-            beating = asyncio.ensure_future(heartbeat(msgs))
-            try:
-                for msg in msgs:
-                    if ended.done():
-                        await msg.nak()                      # to another worker, at once
-                    else:
-                        ready = await answer(nc, msg) and ready
-            finally:
-                beating.cancel()
-        except BadRequestError:                              # a configuration that the server refuses: no retry mends it
-            raise
-        except (NatsError, asyncio.TimeoutError, sqlite3.Error) as error:
-            ready = False
+            if ack_wait is None:
+                ack_wait = await prepare(js)
+            msgs = await fetch(sub, batch)
+            fresh = [msg for msg in msgs if msg.metadata.num_delivered == 1]
+            old = [msg for msg in msgs if msg.metadata.num_delivered > 1]
+            await give_back(old[1:])                         # one may be what kills workers: it is tried alone, and last
+            batch = 1 if old else BATCH
+            await work_off(nc, fresh + old[:1], ack_wait, end)
+        except OUTAGE as error:
+            if lasting(error):
+                raise CannotGoOn(error) from error
+            ack_wait = None
             log.warning("%s; again in 1 s", brief(error))
-            await asyncio.wait([ended], timeout=1)
+            await end.within(1)
     with contextlib.suppress(NatsError):
         await sub.unsubscribe()
 
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(serve("order-consumer", consume)))                # a text goes to stderr and is exit code 1
+    sys.exit(asyncio.run(serve("order-consumer", consume)))

@@ -2,57 +2,84 @@
 
     NATS_URL=nats://127.0.0.1:4222 NATS_USER=mine NATS_PASSWORD=lab python producer.py
 
-Prints "acked ID" for each confirmed order. Ends with 0 after SIGTERM or Ctrl-C, with 1 and a reason if it cannot go on.
-"""
-import asyncio, itertools, json, logging, os, random, sys, time, uuid
-from nats.errors import BadSubjectError, ConnectionClosedError, MaxPayloadError
-from nats.errors import Error as NatsError
-from nats.js.errors import BadRequestError
-from service import have_stream, serve
+All settings: service.py, and RATE (orders a second) and GRACE (seconds, see below). One order is in flight at a time, so the ceiling is one order a
+round trip to the stream's leader and its followers; several producers may run side by side.
 
-RATE = float(os.environ.get("RATE", "20"))    # orders a second
+Prints "acked ID" for each confirmed order. Exit code: 0 after SIGTERM or Ctrl-C; 1, and a line that says why, if
+something is wrong that no time mends: a refused login, a missing permission, a configuration that the server refuses.
+"""
+import asyncio
+import itertools
+import json
+import logging
+import random
+import sys
+import time
+import uuid
+
+from nats.errors import BadSubjectError, MaxPayloadError
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
+from service import CannotGoOn, have_stream, lasting, number, serve
+
+RATE = number("RATE", "20", least=0.001)
 # An order that is sent again within the hour is stored once; after a longer outage the consumer knows its id.
 STREAM = {"name": "ORDERS", "subjects": ["orders.>"], "duplicate_window": 3600,
           "max_age": 30 * 86400}              # seconds; no disk is endless
-GRACE = 20                                    # seconds for the order in hand after a signal: an election takes 4 to 9
-# No retry mends these. (But for 10005, too few nodes for a new stream: there the supervisor's restart is the retry.)
-HOPELESS = (BadRequestError, BadSubjectError, ConnectionClosedError, MaxPayloadError)
+GRACE = number("GRACE", "20")                 # seconds for the order in hand after a signal: an election takes 4 to 9
+TOO_LARGE, HEADERS_TOO_LARGE = 10054, 10097   # the stream refuses this message, and takes the next
 log = logging.getLogger("order-producer")
 
-async def orders(ended):
+
+class Refused(Exception):
+    """JetStream will never take this order."""
+
+
+async def orders(end):
     """Stands for your source of orders (a table, a request). The id belongs to the order, not to the attempt."""
     run = uuid.uuid4().hex[:8]
-    for number in itertools.count(1):
-        yield {"id": f"{run}-{number:05}", "amount": number}
-        await asyncio.wait([ended], timeout=1 / RATE)
-        if ended.done():
+    for count in itertools.count(1):
+        yield {"id": f"{run}-{count:05}", "amount": count}
+        await end.within(1 / RATE)
+        if end.code is not None:
             return
 
-async def persist(what, ask, ended):
+
+async def persist(what, ask, end):
     """Asks until JetStream answers, with growing pauses; after the end is called for, for GRACE seconds more."""
-    pause, deadline = 0.05, float("inf")
+    pause = 0.05
+    deadline = float("inf")
     while True:
         try:
             return await ask()
+        except (BadSubjectError, MaxPayloadError) as error:
+            raise Refused(error) from error
         except (NatsError, asyncio.TimeoutError) as error:
-            deadline = min(deadline, time.monotonic() + GRACE) if ended.done() else deadline
-            if isinstance(error, HOPELESS) or time.monotonic() > deadline:
-                log.error("%s: given up (after a timeout it may be stored all the same)", what)
-                raise
+            if isinstance(error, APIError) and error.err_code in (TOO_LARGE, HEADERS_TOO_LARGE):
+                raise Refused(error) from error
+            if lasting(error):
+                raise CannotGoOn(f"{what}: {error}") from error
+            if end.code is not None:
+                deadline = min(deadline, time.monotonic() + GRACE)
+            if end.code or time.monotonic() > deadline:
+                raise CannotGoOn(f"{what}: not confirmed (after a timeout it may be stored all the same)") from error
             log.warning("%s: %s %s; again in %.2f s at most", what, type(error).__name__, error, pause)
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, 2)
 
-async def produce(nc, ended):
+
+async def produce(nc, end):
     js = nc.jetstream()
-    await persist("stream", lambda: have_stream(js, "orders.created", **STREAM), ended)
-    async for order in orders(ended):
-        body, headers = json.dumps(order).encode(), {"Nats-Msg-Id": order["id"]}
+    await persist("stream", lambda: have_stream(js, "orders.created", **STREAM), end)
+    async for order in orders(end):
+        body = json.dumps(order).encode()
+        headers = {"Nats-Msg-Id": order["id"]}
         try:
-            await persist(order["id"], lambda: js.publish("orders.created", body, timeout=2, headers=headers), ended)
+            await persist(order["id"], lambda: js.publish("orders.created", body, timeout=2, headers=headers), end)
             print("acked", order["id"], flush=True)
-        except (BadRequestError, BadSubjectError, MaxPayloadError) as error:                    # this order, not the next
+        except Refused as error:                             # this order, not the next
             log.error("refused %s: %s: a person must look at it", order["id"], error)
 
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(serve("order-producer", produce)))                # a text goes to stderr and is exit code 1
+    sys.exit(asyncio.run(serve("order-producer", produce)))

@@ -1,60 +1,186 @@
-"""What producer.py and consumer.py share: a connection that outlives its servers, a good end, an exit code."""
-import asyncio, contextlib, logging, os, signal
+"""What producer.py and consumer.py share: a connection that outlives its servers, a good end, an exit code.
+
+Settings are environment variables. Most have the names that the `nats` command uses:
+
+    NATS_URL                    one server or several, with commas; default nats://127.0.0.1:4222
+    NATS_USER, NATS_PASSWORD    the login, or
+    NATS_CREDS                  a credentials file
+    NATS_CA                     a file: the authority that signed the server's certificate
+    NATS_CERT, NATS_KEY         files: our own certificate and key, if the server asks for one
+    NATS_TLS_FIRST=1            TLS before the first word in plain text (handshake first)
+    NATS_INBOX_PREFIX           where replies arrive, such as _INBOX_orders; default _INBOX
+    REPLICAS                    of a stream that is made here; default 3
+"""
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import ssl
+from pathlib import Path
+
 import nats
+from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
 ADDRESSES = ", ".join(url.rpartition("@")[2] for url in SERVERS)  # for messages: no password
-LOGIN = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
-         "user_credentials": os.environ.get("NATS_CREDS")}   # a file; all three empty where the server asks for none
-REPLICAS = int(os.environ.get("REPLICAS", "3"))
+NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # error codes beside the 400s that stay
+# These 400s pass: the account is full, too few nodes are up, the stream is being moved.
+PASSING = {10002, 10005, 10123, 10124, 10202, 10226}
+
+
+class CannotGoOn(Exception):
+    """Something that no retry mends. Its text is the last line of the program; the exit code is 1."""
+
+
+def number(name, default, least=0):
+    """A number of the environment (float)."""
+    text = os.environ.get(name, default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = None
+    if value is None or not value >= least:
+        raise SystemExit(f"{name}={text!r}; wanted: a number, {least} or more")
+    return value
+
+
+REPLICAS = int(number("REPLICAS", "3", least=1))
+USER = os.environ.get("NATS_USER") or os.environ.get("NATS_CREDS")  # for messages
+
+
+def lasting(error):
+    """True if the server's answer will be the same next time."""
+    if isinstance(error, ConnectionClosedError):
+        return True
+    if not isinstance(error, APIError):
+        return False
+    if isinstance(error, BadRequestError):
+        return error.err_code not in PASSING
+    return error.err_code in (NO_JETSTREAM, BAD_STREAM, ONE_SERVER)
+
 
 async def have_stream(js, subject, **config):
-    """Makes the stream. One that is there with other settings (10058) is an operator's: good if it takes the subject."""
+    """Makes the stream. One that is there is an operator's: it stays as it is. It must take the subject."""
+    name = config["name"]
     try:
+        subjects = (await js.stream_info(name)).config.subjects or []
+    except NotFoundError:
         await js.add_stream(**config, num_replicas=REPLICAS)
-    except BadRequestError as error:
-        with contextlib.suppress(NotFoundError):
-            if error.err_code == 10058 and await js.find_stream_name_by_subject(subject) == config["name"]:
-                return
-        raise
+        return
+    patterns = [re.escape(taken).replace(r"\*", "[^.]+").replace(">", ".+") for taken in subjects]
+    if not any(re.fullmatch(pattern, subject) for pattern in patterns):
+        raise CannotGoOn(f"stream {name} takes {', '.join(subjects) or 'no subject'}; wanted: {subject}")
+
+
+def connection():
+    """Options for nats.connect, from the environment."""
+    files = {key: os.environ[key] for key in ("NATS_CREDS", "NATS_CA", "NATS_CERT", "NATS_KEY") if os.environ.get(key)}
+    for key, path in files.items():
+        if not Path(path).is_file():
+            raise CannotGoOn(f"{key}={path}: there is no such file")
+    options = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
+               "user_credentials": files.get("NATS_CREDS"),
+               "inbox_prefix": os.environ.get("NATS_INBOX_PREFIX", "_INBOX")}
+    first = os.environ.get("NATS_TLS_FIRST", "") not in ("", "0")
+    if first or "NATS_CA" in files or "NATS_CERT" in files:
+        try:
+            options["tls"] = ssl.create_default_context(cafile=files.get("NATS_CA"))
+            if "NATS_CERT" in files:
+                options["tls"].load_cert_chain(files["NATS_CERT"], files.get("NATS_KEY"))
+        except ssl.SSLError as error:
+            raise CannotGoOn(f"NATS_CA, NATS_CERT or NATS_KEY: {error}") from error
+        options["tls_handshake_first"] = first
+    return options
+
+
+class End:
+    """Whether the program is to end. `code`: 0 after SIGTERM or Ctrl-C; a text if it cannot go on."""
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.called = self.loop.create_future()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self.loop.call_soon_threadsafe(self.call, 0))
+
+    def call(self, code):
+        if not self.called.done():                           # the first reason counts
+            self.called.set_result(code)
+
+    @property
+    def code(self):
+        """None while the program is to go on."""
+        return self.called.result() if self.called.done() else None
+
+    async def within(self, seconds):
+        """Waits so long, or until the end."""
+        await asyncio.wait([self.called], timeout=seconds)
+
 
 async def serve(name, work):
-    """Connects and runs work(nc, ended), which returns once `ended` is done. Returns 0 after SIGTERM or Ctrl-C, else a
-    text that says why it cannot go on: sys.exit makes that exit code 1."""
+    """Connects and runs work(nc, end), which returns once `end.code` is not None. Returns 0 after SIGTERM or Ctrl-C,
+    else a text that says why it cannot go on: sys.exit makes that exit code 1."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    loop, log = asyncio.get_running_loop(), logging.getLogger(name)
-    ended = loop.create_future()                             # 0 after a signal, a text if it cannot go on
-    def end(why):
-        ended.done() or ended.set_result(why)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(end, 0))
+    log = logging.getLogger(name)
+    end = End()
+
     async def on_error(error):
         log.warning("nats: %r", error)
-        if "authorization" in str(error).lower():            # left alone, nats-py tries a wrong password for ever
-            end(f"{name}: {ADDRESSES} refuse user {LOGIN.get('user')!r}: {error}")
+        words = str(error).lower()
+        if "authorization" in words:                         # left alone, nats-py tries a wrong password for ever
+            end.call(f"{ADDRESSES} refuse user {USER!r}: {error}")
+        elif "permissions violation" in words:               # all that we ask for, we need
+            end.call(f"user {USER!r} lacks a permission: {error}")
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            end.call(f"{ADDRESSES} show a certificate that is not trusted: {error.verify_message}")
+
     async def on_closed():                                   # closed is for good, also with max_reconnect_attempts=-1
-        end(f"{name}: the connection was closed for good")
+        end.call("the connection was closed for good")
+
     async def on_disconnect():
         log.warning("disconnected")
+
     async def on_reconnect():
         log.warning("reconnected")
-    connecting = asyncio.ensure_future(nats.connect(
-        SERVERS, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
-        max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed, disconnected_cb=on_disconnect,
-        reconnected_cb=on_reconnect, **LOGIN))
-    await asyncio.wait([connecting, ended], return_when=asyncio.FIRST_COMPLETED)
-    if ended.done():
-        while not connecting.done():                         # once may not do: Python 3.11 can swallow a cancel
-            connecting.cancel()
-            await asyncio.sleep(0.01)
-        return ended.result()
+
+    nc = nats.NATS()
     try:
-        nc = connecting.result()
-        await work(nc, ended)
-    except (NatsError, asyncio.TimeoutError) as error:
-        return f"{name}: stopped by {type(error).__name__}: {error}"
-    with contextlib.suppress(NatsError, OSError):
-        await nc.drain()                                     # sends the last acks and what is buffered, then closes
-    return ended.result()
+        connecting = asyncio.ensure_future(nc.connect(
+            SERVERS, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
+            max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed,
+            disconnected_cb=on_disconnect, reconnected_cb=on_reconnect, **connection()))
+        await asyncio.wait([connecting, end.called], return_when=asyncio.FIRST_COMPLETED)
+        if end.code is None:
+            connecting.result()                              # a malformed URL raises here
+            await work(nc, end)
+        else:
+            await give_up(connecting)
+        why = end.code
+    except CannotGoOn as error:
+        why = end.code or error                              # what called for the end explains what happened then
+    except (NatsError, asyncio.TimeoutError, OSError) as error:
+        why = end.code or f"stopped by {type(error).__name__}: {error}"
+    finally:
+        await leave(nc)
+    return f"{name}: {why}" if why else 0
+
+
+async def give_up(task):
+    while not task.done():                                   # once may not do: Python 3.11 can swallow a cancel
+        task.cancel()
+        await asyncio.sleep(0.01)
+    if not task.cancelled():
+        task.exception()                                     # nobody wants to know
+
+
+async def leave(nc):
+    """Sends the last acks and what is buffered, and closes, whatever state the connection is in."""
+    with contextlib.suppress(NatsError, OSError, asyncio.TimeoutError):
+        if nc.is_connected:
+            await nc.drain()
+    with contextlib.suppress(NatsError, OSError, asyncio.TimeoutError):
+        if nc.is_connected or nc.is_connecting or nc.is_reconnecting:
+            await nc.close()

@@ -1,0 +1,80 @@
+"""The database of consumer.py, a file of SQLite: what was charged, and who began what. Each function blocks, and is
+called in a thread. They raise sqlite3.Error."""
+import contextlib
+import os
+import sqlite3
+import uuid
+
+from service import number
+
+DATABASE = os.environ.get("DATABASE", "charges.db")
+TRIES = int(number("TRIES", "10", least=1))
+ME = uuid.uuid4().hex                                        # this process
+ROOM = 65536                                                 # bytes; more than an order takes
+TABLES = """
+    CREATE TABLE IF NOT EXISTS charges (id TEXT PRIMARY KEY NOT NULL, amount INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS tries (key TEXT, worker TEXT, PRIMARY KEY (key, worker));
+    CREATE TABLE IF NOT EXISTS probe (room BLOB);"""
+
+
+class NoOrder(Exception):
+    """Bad today, bad tomorrow: for a person."""
+
+
+@contextlib.contextmanager
+def transaction():
+    with contextlib.closing(sqlite3.connect(DATABASE, timeout=5)) as db, db:
+        yield db
+
+
+def prove():
+    """Raises sqlite3.Error while nothing can be charged. On a full disk the first bytes may still find room, so it
+    writes more, and frees it again. And it charges a made-up order, and takes that back."""
+    with transaction() as db:
+        db.executescript(TABLES)
+    with transaction() as db:
+        db.execute("INSERT INTO probe VALUES (zeroblob(?))", [ROOM])
+    with transaction() as db:
+        db.execute("DELETE FROM probe")
+        db.execute("SAVEPOINT made_up")
+        insert(db, f"probe {ME}", 0)
+        db.execute("ROLLBACK TO made_up")
+
+
+def insert(db, name, amount):
+    """Returns the amount that this order has been charged with, now or before."""
+    db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", [name, amount])
+    [(charged,)] = db.execute("SELECT amount FROM charges WHERE id = ?", [name])
+    return charged
+
+
+def charge(key, name, amount):
+    """The effect and its marker in one transaction: a second delivery changes nothing. Raises NoOrder if the id has
+    been charged with another amount."""
+    with transaction() as db:
+        charged = insert(db, name, amount)
+        db.execute("DELETE FROM tries WHERE key = ?", [key])
+    if charged != amount:
+        raise NoOrder(f"{name!a:.60} has been charged with {charged}, and comes again with {amount}")
+
+
+def begin(key):
+    """Notes, before it is tried, that this worker tries it: it may be what kills the workers. Raises NoOrder if
+    TRIES others have not come back from it. A worker dies once: however often it tries, it counts once."""
+    with transaction() as db:
+        [(others,)] = db.execute("SELECT count(*) FROM tries WHERE key = ? AND worker != ?", [key, ME])
+        db.execute("INSERT OR IGNORE INTO tries VALUES (?, ?)", [key, ME])
+    if others >= TRIES:
+        raise NoOrder(f"not charged in {TRIES} tries")
+
+
+def failed(key):
+    """Counts a try that failed by the order's own fault."""
+    with transaction() as db:
+        db.execute("INSERT INTO tries VALUES (?, ?)", [key, uuid.uuid4().hex])
+
+
+def forget(key):
+    """For an order that is in DEAD: a person may send it again, and its tries begin anew."""
+    with transaction() as db:
+        db.execute("DELETE FROM tries WHERE key = ?", [key])
