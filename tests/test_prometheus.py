@@ -1,6 +1,5 @@
 """A real Prometheus (Debian's package) scrapes what lesson 11 serves, and says what the broker says; the rules and the
 dashboard of the compose profile are read, and answered, by the same program."""
-import ast
 import asyncio
 import json
 import re
@@ -8,16 +7,15 @@ import subprocess
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
-import nbformat
 import pytest
 from test_dashboard import ALERTS, DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
+from test_exporter import BOOK, rules
 
-from labkit import Lab, notebook, workers
+from labkit import Lab, workers
 from labkit.prometheus import prometheus
-from labkit.record import Recorder
+from labkit.record import Recorder, regularly
 
 pytestmark = pytest.mark.prometheus
-BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebook.FOLDER / "11_monitoring.ipynb", 4).cells}
 FAST = "global: {scrape_interval: 100ms, evaluation_interval: 100ms}\nrule_files: [rules.yml]\n"
 
 
@@ -26,13 +24,6 @@ async def lab(shared):
     lab = await Lab.open("monitoring", private=True)
     yield lab
     await lab.close()
-
-
-def rules():
-    """RULES of the lesson, as they stand in its cell."""
-    [found] = [node.value for node in ast.parse(BOOK["metrics"]).body
-               if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RULES"]
-    return ast.literal_eval(found)
 
 
 async def value(server, expression):
@@ -214,18 +205,62 @@ async def slow_client(lab):
     writer.close()
 
 
+async def watched(lab, stand_ins, keep):
+    """A Prometheus on the stand-ins, with the alerts of the compose profile; they fire at once, and for `keep` longer than true."""
+    targets = [{"targets": [address], "labels": {"node": node.name}} for address, node in zip(stand_ins, lab.cluster.nodes)]
+    alerts = re.sub(r"\bfor: \w+", "for: 0s", re.sub(r"keep_firing_for: \w+", f"keep_firing_for: {keep}", ALERTS))
+    server = await prometheus(lab, FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms") +
+                              f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n", alerts)
+    assert server, "the program prometheus is not installed"
+    return server
+
+
+async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a_leader_says_so(lab, stand_ins):
+    await lab.js.add_stream(name="IDLE", subjects=["idle"], num_replicas=3)
+    await lab.js.add_consumer("IDLE", durable_name="worker", ack_policy="explicit")
+    await lab.settled("IDLE")
+    await lab.faults.step_down("IDLE", "worker", to="n3")
+    server, seen = await watched(lab, stand_ins, keep="30s"), []
+
+    async def look():
+        alerts = [alert["labels"] for alert in (await server.api("alerts"))["alerts"] if alert["state"] == "firing"]
+        seen.append([labels["stream_name"] for labels in alerts if labels["alertname"] == "NoWorker"])
+
+    async def led_by():
+        """The nodes that tell of the consumer as its leader, as Prometheus sees it."""
+        found = (await server.api("query", query='jetstream_consumer_num_pending{is_consumer_leader="true"}'))["result"]
+        return [series["metric"]["node"] for series in found]
+
+    async def nobody():
+        return await led_by() == []
+
+    async def another():
+        return await led_by() in (["n1"], ["n2"])
+    await lab.js.publish("idle")
+    async with regularly(look, every=0.1):
+        await lab.until(lambda: seen[-1], timeout=30)
+        fired = len(seen)
+        await lab.faults.kill("n3")
+        await lab.until(nobody, timeout=30)
+        await lab.until(another, timeout=30)
+        await lab.faults.heal()
+        await lab.until(another, timeout=30)
+    assert all(firing == ["IDLE"] for firing in seen[fired:]), f"it has cleared, or is another one: {seen[fired:]}"
+    await (await (await lab.js.pull_subscribe_bind("worker", "IDLE")).fetch(1, timeout=5))[0].ack_sync()
+
+    async def clear():
+        await look()
+        return seen[-1] == []
+    await lab.until(clear, timeout=60)
+
+
 async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, stand_ins):
     js, consumer = lab.js, {"durable_name": "worker", "ack_policy": "explicit"}
     for name, more in {"IDLE": {}, "STUCK": {}, "LOST": {"max_deliver": 2}}.items():
         await js.add_stream(name=name, subjects=[name.lower()], num_replicas=3)
         await js.add_consumer(name, **consumer, **more)
         await lab.settled(name)
-    targets = [{"targets": [address], "labels": {"node": node.name}}
-               for address, node in zip(stand_ins, lab.cluster.nodes)]
-    server = await prometheus(lab, FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms") +
-                              f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n",
-                              re.sub(r"for: \d+s", "for: 0s", ALERTS))
-    assert server, "the program prometheus is not installed"
+    server = await watched(lab, stand_ins, keep="0s")
 
     async def fires(*wanted):
         """Waits until just these fire: (alert, its stream or node), …"""
