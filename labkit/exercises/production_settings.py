@@ -1,9 +1,10 @@
-"""Exercises of lesson 13: connect options for a service, a worker that leaves nothing behind when it is asked to stop."""
+"""Exercises of lesson 13: connect options for a service, a worker that outlives a leader and leaves nothing behind at its end."""
 import asyncio
 import contextlib
 import inspect
 
 import nats
+from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
 from labkit.exercises import NotYet, exercise
@@ -19,22 +20,50 @@ answer = dict(name="order-service", max_reconnect_attempts=-1, reconnect_time_wa
               ping_interval=0.5, max_outstanding_pings=2, error_cb=error_cb)"""
 
 WORK = """
-import asyncio
+import asyncio, contextlib
+from nats.js.errors import ServerError, ServiceUnavailableError
+
+async def take(sub):
+    try:
+        return await sub.fetch(5, timeout=0.5)
+    except asyncio.TimeoutError:                             # nothing came
+        return []
+    except ServiceUnavailableError:                          # 503: for now or for good?
+        with contextlib.suppress(ServiceUnavailableError, ServerError,
+                                 asyncio.TimeoutError):
+            await asyncio.wait_for(sub.consumer_info(), 1)   # for good: NotFoundError
+        await asyncio.sleep(0.1)
+        return []
 
 async def answer(client, sub, stop, process):
-    while not stop.is_set():
-        try:
-            msgs = await sub.fetch(5, timeout=0.5)
-        except asyncio.TimeoutError:
-            continue
-        for msg in msgs:
-            if stop.is_set():
-                await msg.nak()
-            else:
-                await process(msg)
-                await msg.ack()
-    await sub.unsubscribe()
-    await client.drain()"""
+    try:
+        while not stop.is_set():
+            for msg in await take(sub):
+                if stop.is_set():
+                    await msg.nak()
+                    continue
+                try:
+                    await process(msg)
+                except asyncio.TimeoutError:                 # its own: it comes again
+                    await msg.nak(delay=1)
+                else:
+                    await msg.ack()
+    finally:                                                 # also when the consumer is gone
+        await sub.unsubscribe()
+        await client.drain()"""
+SKIP = """\
+                    await msg.nak()
+                    continue
+"""
+ACK = """\
+                else:
+                    await msg.ack()
+"""
+ASK = """\
+        with contextlib.suppress(ServiceUnavailableError, ServerError,
+                                 asyncio.TimeoutError):
+            await asyncio.wait_for(sub.consumer_info(), 1)   # for good: NotFoundError
+"""
 
 
 @exercise(
@@ -122,22 +151,31 @@ def _look(options, known):
 @exercise(
     hints=["The loop ends when stop.is_set(); fetch waits only a short time, and raises asyncio.TimeoutError when nothing came.",
            "Between two messages of a batch, look at stop again: what you have not begun goes back with msg.nak().",
-           "At the end: await sub.unsubscribe(), then await client.drain(), which sends the last acks and closes."],
+           "At the end: await sub.unsubscribe(), then await client.drain(), which sends the last acks and closes; in a finally, so "
+           "that they run whatever ends the loop.",
+           "fetch raises ServiceUnavailableError while nobody leads the consumer, and once it is deleted. sub.consumer_info() tells "
+           "which: only a deleted one raises NotFoundError. Without a leader no answer may come: give it a second, and fetch again."],
     solution=WORK.replace("answer", "work") + "\nanswer = work",
     wrong={"finishes the batch": (WORK.replace("if stop.is_set():", "if False:"), "began 2 more messages"),
-           "drops the rest": (WORK.replace("await msg.nak()", "return await client.drain()"), "only 7 of the 9"),
-           "leaves the connection": (WORK.replace("    await client.drain()", ""), "connection was still open"),
-           "acks first": (WORK.replace("                await process(msg)\n                await msg.ack()", "                await msg.ack()\n                await process(msg)"),
-                          "acked before process had returned"),
-           "does not ack": (WORK.replace("                await msg.ack()\n", ""), "acked 0 of the 3"),
+           "drops the rest": (WORK.replace(SKIP, "                    return\n"), "only 7 of the 9"),
+           "leaves the connection": (WORK.replace("        await client.drain()", ""), "connection was still open"),
+           "acks first": (WORK.replace("                    await process(msg)", "                    await msg.ack()\n                    await process(msg)")
+                          .replace(ACK, ""), "acked before process had returned"),
+           "does not ack": (WORK.replace(ACK, ""), "acked 0 of the 3"),
            "terminates the rest": (WORK.replace("msg.nak()", "msg.term()"), "only 7 of the 9"),
            "never looks": (WORK.replace("while not stop.is_set()", "while True").replace("if stop.is_set():", "if False:"),
                            "still running 2 s after"),
-           "dies when idle": (WORK.replace("except asyncio.TimeoutError:\n            continue", "except ValueError:\n            continue"),
-                              "no messages for a while")},
-    limit=30)
+           "dies when idle": (WORK.replace("except asyncio.TimeoutError:", "except ValueError:"),
+                              "no messages for a while"),
+           "dies with the leader": (WORK.replace("except ServiceUnavailableError:", "except ValueError:"),
+                                    "nobody led it, work ended with ServiceUnavailableError"),
+           "fetches for ever": (WORK.replace(ASK, ""), "Its consumer was deleted 5 s ago, and work was still running"),
+           "ends without a goodbye": (WORK.replace("    try:\n        while", "    if True:\n        while")
+                                      .replace("    finally:    ", "    if True:    "), "NotFoundError, its connection still open")},
+    limit=60)  # an election
 async def goodbye(lab, answer):
-    """Work off messages until `stop` is set; then finish the one in hand, give the rest back at once, drain, return."""
+    """Work off messages, also after the death of a leader, until `stop` is set or the consumer is deleted; then finish the one
+    in hand, give the rest back at once, drain, end."""
     if not inspect.iscoroutinefunction(answer) or len(inspect.signature(answer).parameters) != 4:
         raise NotYet(f"{answer!r} does not fit; wanted: async def work(client, sub, stop, process).")
     await _idle(lab, answer)
@@ -177,6 +215,7 @@ async def goodbye(lab, answer):
                          "wait, 30 s); wanted: all, so nak what is not begun.")
     finally:
         await _end(lab, running, client, "EX_LEAVE")
+    await _lives_on(lab, answer)
 
 
 async def _idle(lab, answer):
@@ -197,20 +236,76 @@ async def _idle(lab, answer):
         await _end(lab, running, client, "EX_IDLE")
 
 
+async def _lives_on(lab, answer):
+    """The node that leads the consumer dies, and a message comes; then the consumer is deleted, while nothing comes."""
+    await lab.faults.heal()
+    await _stream(lab, "EX_LEAD", 0, num_replicas=3)
+    near = next(node.name for node in lab.cluster.nodes if node.port == lab.nc.connected_url.port)
+    far = next(node.name for node in lab.cluster.nodes if node.name != near)
+    await lab.faults.step_down(to=near)  # the meta group: only the stream and its consumer shall suffer
+    await lab.faults.step_down("EX_LEAD", "worker", to=far)
+    client, begun = await lab.connect(node=near, name="worker"), []
+    sub = await client.jetstream().pull_subscribe_bind("worker", "EX_LEAD")
+
+    async def process(msg):
+        begun.append(msg)
+    running = asyncio.ensure_future(answer(client, sub, asyncio.Event(), process))
+    try:
+        await _asks(lab, running)
+        await lab.faults.kill(far)
+
+        async def published():
+            with contextlib.suppress(NatsError, asyncio.TimeoutError):
+                return running.done() or await lab.js.publish("ex_lead.new", timeout=1)
+        await lab.until(published, timeout=30)
+        # Nobody answers a consumer_info that was asked while there was no leader: nats-py waits 5 s.
+        await _until(lambda: begun or running.done(), 20, "The node that led the consumer died, and another one leads it. A message came, and "
+                     "20 s later process had not been called; wanted: fetch again, until somebody answers.")
+        if running.done():
+            raise NotYet(f"The node that led the consumer died. While nobody led it, work ended{_error(running)}; wanted: it goes on "
+                         "asking, since another node leads soon.")
+        await _asks(lab, running)
+        await lab.js.delete_consumer("EX_LEAD", "worker")
+        await _until(running.done, 5, "Its consumer was deleted 5 s ago, and work was still running; wanted: it ends. A 503 is for good if "
+                     "sub.consumer_info() raises NotFoundError.")
+        if not client.is_closed:
+            raise NotYet(f"Its consumer was deleted, and work ended{_error(running)}, its connection still open; wanted: unsubscribed and "
+                         "drained, whatever ends it.")
+        if not isinstance(running.exception(), (NotFoundError, type(None))):
+            raise NotYet(f"Its consumer was deleted, and work ended{_error(running)}; wanted: NotFoundError, or no exception.")
+    finally:
+        await lab.faults.heal()
+        await _end(lab, running, client, "EX_LEAD")
+
+
+async def _asks(lab, running):
+    """Waits until a request of this worker waits at the server, or it has ended."""
+    async def so():
+        return running.done() or (await lab.js.consumer_info("EX_LEAD", "worker")).num_waiting
+    await lab.until(so, timeout=10)
+
+
+def _error(task):
+    return f" with {type(task.exception()).__name__}" if task.exception() else ""
+
+
 async def _end(lab, running, client, stream):
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    for _ in range(3):  # once may not do: Python 3.11 can swallow a cancel that meets an answer; an answer may swallow all
+        running.cancel()
+        await asyncio.wait([running], timeout=1)
+    if running.done():
+        await asyncio.gather(running, return_exceptions=True)
     if not client.is_closed:
         await client.close()
     with contextlib.suppress(NotFoundError):
         await lab.js.delete_stream(stream)
 
 
-async def _stream(lab, name, messages):
+async def _stream(lab, name, messages, **config):
     """A stream with so many messages and a consumer `worker`, and a subscription of another worker to it."""
     with contextlib.suppress(NotFoundError):
         await lab.js.delete_stream(name)
-    await lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"])
+    await lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"], **config)
     await lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", ack_wait=30)
     await lab.settled(name)
     for number in range(messages):
