@@ -193,7 +193,7 @@ async def goodbye(lab, answer):
     try:
         await _until(lambda: stop.is_set() or running.done(), 6, f"After 6 s {len(begun)} of 12 messages had been begun; wanted: fetch, process, ack.")
         await _until(running.done, 2, "work was still running 2 s after stop was set; wanted: it returns.")
-        await running
+        await _returned(running)
         if len(begun) < 3:
             raise NotYet(f"work returned after {len(begun)} messages, before stop was set; wanted: on and on until then.")
         if len(begun) > 3:
@@ -231,7 +231,7 @@ async def _idle(lab, answer):
                          + "; wanted: it goes on asking until stop is set.")
         stop.set()
         await _until(running.done, 2, "work was still running 2 s after stop was set; wanted: it returns.")
-        await running
+        await _returned(running)
     finally:
         await _end(lab, running, client, "EX_IDLE")
 
@@ -283,6 +283,13 @@ async def _asks(lab, running):
     async def so():
         return running.done() or (await lab.js.consumer_info("EX_LEAD", "worker")).num_waiting
     await lab.until(so, timeout=10)
+
+
+async def _returned(running):
+    """Raises what work raised. A TimeoutError would look like one of the check itself."""
+    if isinstance(running.exception(), TimeoutError):
+        raise NotYet("work ended with TimeoutError, which fetch raises when nothing comes; wanted: it goes on asking until stop is set.")
+    await running
 
 
 def _error(task):
