@@ -33,12 +33,16 @@ def prove():
     with transaction() as db:
         db.executescript(TABLES)
     with transaction() as db:
-        db.execute("INSERT INTO probe VALUES (zeroblob(?))", [ROOM])
+        take_room(db)
     with transaction() as db:
         db.execute("DELETE FROM probe")
         db.execute("SAVEPOINT made_up")
         insert(db, f"probe {ME}", 0)
         db.execute("ROLLBACK TO made_up")
+
+
+def take_room(db):
+    db.execute("INSERT INTO probe VALUES (zeroblob(?))", [ROOM])
 
 
 def insert(db, name, amount):
@@ -59,11 +63,15 @@ def charge(key, name, amount):
 
 
 def begin(key):
-    """Notes, before it is tried, that this worker tries it: it may be what kills the workers. Raises NoOrder if
-    TRIES others have not come back from it. A worker dies once: however often it tries, it counts once."""
+    """Notes, before it is tried, that this worker tries it: it may be what kills the workers. Where there is no room for
+    the order it notes nothing either. Raises NoOrder after TRIES failures and deaths of other workers. (A worker dies
+    once: however often it tries, it counts once.)"""
     with transaction() as db:
         [(others,)] = db.execute("SELECT count(*) FROM tries WHERE key = ? AND worker != ?", [key, ME])
         db.execute("INSERT OR IGNORE INTO tries VALUES (?, ?)", [key, ME])
+        take_room(db)
+    with transaction() as db:
+        db.execute("DELETE FROM probe")
     if others >= TRIES:
         raise NoOrder(f"not charged in {TRIES} tries")
 
@@ -74,7 +82,13 @@ def failed(key):
         db.execute("INSERT INTO tries VALUES (?, ?)", [key, uuid.uuid4().hex])
 
 
+def came_back(key):
+    """The try that begin() noted has ended, and by no fault of the order."""
+    with transaction() as db:
+        db.execute("DELETE FROM tries WHERE key = ? AND worker = ?", [key, ME])
+
+
 def forget(key):
-    """For an order that is in DEAD: a person may send it again, and its tries begin anew."""
+    """For an order that is in DEAD."""
     with transaction() as db:
         db.execute("DELETE FROM tries WHERE key = ?", [key])

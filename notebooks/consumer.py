@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import sqlite3
 import sys
@@ -23,7 +22,8 @@ import sys
 import charges
 from charges import NoOrder
 from nats.errors import Error as NatsError
-from nats.js.errors import NotFoundError
+from nats.js import JetStreamContext
+from nats.js.errors import NoStreamResponseError, NotFoundError
 from service import CannotGoOn, have_stream, lasting, number, serve
 
 BATCH = 20
@@ -34,10 +34,22 @@ CONSUMER = {"durable_name": "charging", "filter_subject": "orders.created", "ack
 DEAD = {"name": "DEAD", "subjects": ["dead.>"], "max_bytes": 64 * 2**20, "discard": "new", "duplicate_window": 3600}
 NO_CONSUMER = 10014
 MAX_HEADERS = 60_000                                         # bytes; JetStream takes 65,535
-# No fault of an order, but for two errors: the database refuses this row, or this value.
+OUR_HEADERS = 1024                                           # bytes; they are shorter
+MAX_ID = 200                                                 # characters
+BEATS = 20                                                   # a third of ack wait each; then work counts as hung
 OUTAGE = (sqlite3.Error, OSError, MemoryError, NatsError, asyncio.TimeoutError)
-REFUSED = (sqlite3.IntegrityError, sqlite3.DataError)
 log = logging.getLogger("order-consumer")
+
+
+def status(msg):
+    """The server's own words in a pull (404: no messages) come with a header `Status`. nats-py 2.16 takes an order with
+    a header of that name for one, and drops it, or stops. But only a message has a reply to ack."""
+    if msg is None or msg.reply.startswith("$JS.ACK."):
+        return None
+    return (msg.headers or {}).get("Status")
+
+
+JetStreamContext.is_status_msg = staticmethod(status)
 
 
 def brief(error):                                            # str: the repr of a UnicodeDecodeError holds the whole body
@@ -45,9 +57,10 @@ def brief(error):                                            # str: the repr of 
 
 
 def key(msg):
-    """The same for every delivery of a message, another for any other message. (A sequence is not: it starts again
-    when somebody makes the stream anew.)"""
-    return hashlib.sha256(repr((msg.subject, sorted((msg.headers or {}).items()), msg.data)).encode()).hexdigest()
+    """The same for every delivery of a message, another for any other. (A sequence alone is not: it starts again when
+    somebody makes the stream anew.)"""
+    parts = msg.subject, sorted((msg.headers or {}).items()), msg.data, msg.metadata.timestamp
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def read(body):
@@ -58,9 +71,14 @@ def read(body):
     except (ValueError, RecursionError) as error:
         raise NoOrder(brief(error)) from error
     name, amount = (order.get("id"), order.get("amount")) if isinstance(order, dict) else (None, None)
-    if not (name and isinstance(name, str) and type(amount) is int and abs(amount) < 2**63):
-        raise NoOrder("wanted: an id, a text, and an amount, a whole number")
+    if not (name and isinstance(name, str) and len(name) <= MAX_ID and type(amount) is int and abs(amount) < 2**63):
+        raise NoOrder(f"wanted: an id, a text of at most {MAX_ID} characters, and an amount, a whole number")
     return name, amount
+
+
+def is_outage(error):
+    """True for what is no fault of an order. A database that refuses this row, or this value, may be right."""
+    return isinstance(error, OUTAGE) and not isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError))
 
 
 async def answer(nc, msg):
@@ -75,7 +93,9 @@ async def answer(nc, msg):
         await bury(nc, msg, reason)
     except Exception as error:
         await again(msg, error)
-        if isinstance(error, OUTAGE) and not isinstance(error, REFUSED):
+        if is_outage(error):
+            with contextlib.suppress(sqlite3.Error):         # it is an outage, after all
+                await asyncio.to_thread(charges.came_back, key(msg))
             raise
         await asyncio.to_thread(charges.prove)               # raises if others would fail as well
         await asyncio.to_thread(charges.failed, key(msg))
@@ -97,10 +117,10 @@ def letter(msg, reason, most):
     theirs = {re.sub("(?i)^nats-", "Original-Nats-", name): str(value) for name, value in (msg.headers or {}).items()
               if re.fullmatch("[!-9;-~]+", name)}
     size = sum(len(f"{name}: {value}\r\n".encode()) for name, value in [*theirs.items(), *ours.items()])
-    if size > min(MAX_HEADERS, most - 1024):
+    if size > min(MAX_HEADERS, most - OUR_HEADERS):
         theirs = {"Dead-Headers": f"{size} bytes are too many: look into the source"}
-        size = 1024
-    return msg.data[:most - size - 100], {**theirs, **ours}
+        size = OUR_HEADERS
+    return msg.data[:most - size - 100], {**theirs, **ours}  # 100: the line that begins the headers, and some
 
 
 async def bury(nc, msg, reason):
@@ -110,6 +130,9 @@ async def bury(nc, msg, reason):
         body, headers = letter(msg, reason, nc.max_payload)
         await nc.jetstream().publish(f"dead.{msg.subject}", body, headers=headers)
         await msg.term()
+    except NoStreamResponseError as error:                   # somebody has deleted DEAD: prepare() makes it anew
+        await again(msg, error)
+        raise
     except (NatsError, asyncio.TimeoutError) as error:       # the next one may be a good one
         await again(msg, error)
     else:
@@ -118,7 +141,7 @@ async def bury(nc, msg, reason):
 
 async def heartbeat(msgs, ack_wait):
     """Starts ack wait afresh for all that we hold; not for ever, so that work that hangs goes to somebody else."""
-    for _ in range(20):
+    for _ in range(BEATS):
         await asyncio.sleep(ack_wait / 3)
         for msg in [msg for msg in msgs if not msg.is_acked]:
             with contextlib.suppress(NatsError):
@@ -146,8 +169,8 @@ async def give_back(msgs):
 
 
 async def prepare(js):
-    """Returns when there is all that an order needs: a database that can charge, DEAD, a consumer. Returns its ack
-    wait. A consumer that is there stays as it is: its settings may be an operator's."""
+    """Returns when there is all that an order needs: a database that can charge, DEAD, a consumer. Returns the
+    consumer's settings. One that is there stays as it is: they may be an operator's."""
     await asyncio.to_thread(charges.prove)
     await have_stream(js, "dead.orders.created", **DEAD)
     try:
@@ -159,7 +182,9 @@ async def prepare(js):
     own = {name: getattr(config, name) for name, value in CONSUMER.items() if getattr(config, name) != value}
     if own:
         log.warning("the consumer has settings of its own: %s", own)
-    return config.ack_wait
+    if config.headers_only or config.deliver_subject:
+        raise CannotGoOn("the consumer is set to push, or to deliver headers only; wanted: one that is pulled, with bodies")
+    return config
 
 
 async def fetch(sub, batch):
@@ -172,22 +197,25 @@ async def fetch(sub, batch):
 async def consume(nc, end):
     js = nc.jetstream()
     sub = await js.pull_subscribe_bind("charging", "ORDERS")
-    ack_wait = None                                          # at the start and after trouble: prepare first
-    batch = BATCH
+    config = None                                            # at the start and after trouble: prepare first
+    alone = False
     while end.code is None:
         try:
-            if ack_wait is None:
-                ack_wait = await prepare(js)
-            msgs = await fetch(sub, batch)
+            if config is None:
+                config = await prepare(js)
+            most = min(BATCH, config.max_ack_pending) if config.max_ack_pending > 0 else BATCH
+            msgs = await fetch(sub, 1 if alone else most)
+            # What was delivered before may be what kills the workers. So one of these is tried at a time, after all
+            # others are answered: if this worker dies of it, it has nothing else in its hands.
             fresh = [msg for msg in msgs if msg.metadata.num_delivered == 1]
             old = [msg for msg in msgs if msg.metadata.num_delivered > 1]
-            await give_back(old[1:])                         # one may be what kills workers: it is tried alone, and last
-            batch = 1 if old else BATCH
-            await work_off(nc, fresh + old[:1], ack_wait, end)
+            await give_back(old[1:])
+            alone = bool(old)
+            await work_off(nc, fresh + old[:1], config.ack_wait, end)
         except OUTAGE as error:
             if lasting(error):
                 raise CannotGoOn(error) from error
-            ack_wait = None
+            config = None
             log.warning("%s; again in 1 s", brief(error))
             await end.within(1)
     with contextlib.suppress(NatsError):

@@ -19,7 +19,7 @@ import uuid
 
 from nats.errors import BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NoStreamResponseError
 from service import CannotGoOn, have_stream, lasting, number, serve
 
 RATE = number("RATE", "20", least=0.001)
@@ -46,9 +46,9 @@ async def orders(end):
 
 
 async def persist(what, ask, end):
-    """Asks until JetStream answers, with growing pauses; after the end is called for, for GRACE seconds more."""
+    """Asks until JetStream answers, with growing pauses; after the end is called for, for GRACE seconds more. Raises
+    Refused if this order will never be taken, CannotGoOn if none will."""
     pause = 0.05
-    deadline = float("inf")
     while True:
         try:
             return await ask()
@@ -59,23 +59,29 @@ async def persist(what, ask, end):
                 raise Refused(error) from error
             if lasting(error):
                 raise CannotGoOn(f"{what}: {error}") from error
-            if end.code is not None:
-                deadline = min(deadline, time.monotonic() + GRACE)
-            if end.code or time.monotonic() > deadline:
+            if end.code or time.monotonic() > end.at + GRACE:
                 raise CannotGoOn(f"{what}: not confirmed (after a timeout it may be stored all the same)") from error
             log.warning("%s: %s %s; again in %.2f s at most", what, type(error).__name__, error, pause)
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, 2)
 
 
+async def publish(js, body, headers):
+    try:
+        return await js.publish("orders.created", body, timeout=2, headers=headers)
+    except NoStreamResponseError:                            # no leader at the moment, or somebody has deleted the stream
+        await have_stream(js, "orders.created", **STREAM)
+        raise
+
+
 async def produce(nc, end):
-    js = nc.jetstream()
+    js = nc.jetstream(timeout=2)
     await persist("stream", lambda: have_stream(js, "orders.created", **STREAM), end)
     async for order in orders(end):
         body = json.dumps(order).encode()
         headers = {"Nats-Msg-Id": order["id"]}
         try:
-            await persist(order["id"], lambda: js.publish("orders.created", body, timeout=2, headers=headers), end)
+            await persist(order["id"], lambda: publish(js, body, headers), end)
             print("acked", order["id"], flush=True)
         except Refused as error:                             # this order, not the next
             log.error("refused %s: %s: a person must look at it", order["id"], error)

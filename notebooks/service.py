@@ -7,17 +7,20 @@ Settings are environment variables. Most have the names that the `nats` command 
     NATS_CREDS                  a credentials file
     NATS_CA                     a file: the authority that signed the server's certificate
     NATS_CERT, NATS_KEY         files: our own certificate and key, if the server asks for one
-    NATS_TLS_FIRST=1            TLS before the first word in plain text (handshake first)
+    NATS_TLS_FIRST=1            TLS before the first word in plain text (handshake first). Without it, whoever stands in
+                                the server's place and greets in plain text gets the password, also if NATS_CA is set.
     NATS_INBOX_PREFIX           where replies arrive, such as _INBOX_orders; default _INBOX
     REPLICAS                    of a stream that is made here; default 3
 """
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import re
 import signal
 import ssl
+import time
 from pathlib import Path
 
 import nats
@@ -27,28 +30,30 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
 ADDRESSES = ", ".join(url.rpartition("@")[2] for url in SERVERS)  # for messages: no password
-NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # error codes beside the 400s that stay
-# These 400s pass: the account is full, too few nodes are up, the stream is being moved.
-PASSING = {10002, 10005, 10123, 10124, 10202, 10226}
+# Error codes of JetStream. Those with HTTP's 400 last, but for these, which pass:
+FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE = 10002, 10005, 10058
+PASSING = {FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE, 10123, 10124, 10202, 10226}  # the last four: it is being moved
+NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # and these last, though they are 500s and 503s
+LEAVING = 3                                                  # seconds; a server that stands still must not hold up the end
 
 
 class CannotGoOn(Exception):
     """Something that no retry mends. Its text is the last line of the program; the exit code is 1."""
 
 
-def number(name, default, least=0):
+def number(name, default, least=0, most=1_000_000):
     """A number of the environment (float)."""
     text = os.environ.get(name, default)
     try:
         value = float(text)
     except ValueError:
-        value = None
-    if value is None or not value >= least:
-        raise SystemExit(f"{name}={text!r}; wanted: a number, {least} or more")
+        value = math.nan
+    if not least <= value <= most:
+        raise SystemExit(f"{name}={text!r}; wanted: a number from {least} to {most}")
     return value
 
 
-REPLICAS = int(number("REPLICAS", "3", least=1))
+REPLICAS = int(number("REPLICAS", "3", least=1, most=5))
 USER = os.environ.get("NATS_USER") or os.environ.get("NATS_CREDS")  # for messages
 
 
@@ -82,9 +87,11 @@ def connection():
     for key, path in files.items():
         if not Path(path).is_file():
             raise CannotGoOn(f"{key}={path}: there is no such file")
+    inbox = os.environ.get("NATS_INBOX_PREFIX") or "_INBOX"
+    if not re.fullmatch(r"[^\s.*>]+(\.[^\s.*>]+)*", inbox):
+        raise CannotGoOn(f"NATS_INBOX_PREFIX={inbox!r}; wanted: a subject such as _INBOX_orders")
     options = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
-               "user_credentials": files.get("NATS_CREDS"),
-               "inbox_prefix": os.environ.get("NATS_INBOX_PREFIX", "_INBOX")}
+               "user_credentials": files.get("NATS_CREDS"), "inbox_prefix": inbox}
     first = os.environ.get("NATS_TLS_FIRST", "") not in ("", "0")
     if first or "NATS_CA" in files or "NATS_CERT" in files:
         try:
@@ -98,7 +105,9 @@ def connection():
 
 
 class End:
-    """Whether the program is to end. `code`: 0 after SIGTERM or Ctrl-C; a text if it cannot go on."""
+    """Whether the program is to end. `code`: 0 after SIGTERM or Ctrl-C; a text if it cannot go on; `at`: since when."""
+
+    at = math.inf
 
     def __init__(self):
         self.loop = asyncio.get_running_loop()
@@ -109,6 +118,7 @@ class End:
     def call(self, code):
         if not self.called.done():                           # the first reason counts
             self.called.set_result(code)
+            self.at = time.monotonic()
 
     @property
     def code(self):
@@ -138,7 +148,7 @@ async def serve(name, work):
             end.call(f"{ADDRESSES} show a certificate that is not trusted: {error.verify_message}")
 
     async def on_closed():                                   # closed is for good, also with max_reconnect_attempts=-1
-        end.call("the connection was closed for good")
+        end.call(f"the connection was closed for good: {nc.last_error}")
 
     async def on_disconnect():
         log.warning("disconnected")
@@ -154,7 +164,7 @@ async def serve(name, work):
             disconnected_cb=on_disconnect, reconnected_cb=on_reconnect, **connection()))
         await asyncio.wait([connecting, end.called], return_when=asyncio.FIRST_COMPLETED)
         if end.code is None:
-            connecting.result()                              # a malformed URL raises here
+            started(connecting)
             await work(nc, end)
         else:
             await give_up(connecting)
@@ -166,6 +176,15 @@ async def serve(name, work):
     finally:
         await leave(nc)
     return f"{name}: {why}" if why else 0
+
+
+def started(connecting):
+    try:
+        connecting.result()
+    except NatsError:
+        raise
+    except Exception as error:                               # only its kind: its text may hold a part of a secret
+        raise CannotGoOn(f"NATS_URL or NATS_CREDS cannot be used: {type(error).__name__}") from error
 
 
 async def give_up(task):
@@ -180,7 +199,8 @@ async def leave(nc):
     """Sends the last acks and what is buffered, and closes, whatever state the connection is in."""
     with contextlib.suppress(NatsError, OSError, asyncio.TimeoutError):
         if nc.is_connected:
+            await nc.flush(LEAVING)
             await nc.drain()
     with contextlib.suppress(NatsError, OSError, asyncio.TimeoutError):
         if nc.is_connected or nc.is_connecting or nc.is_reconnecting:
-            await nc.close()
+            await asyncio.wait_for(nc.close(), LEAVING)

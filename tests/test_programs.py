@@ -159,7 +159,7 @@ async def test_what_is_no_order_is_kept_aside_once_and_the_next_one_is_charged(l
     bad = [b"nonsense", b"{}", b"[]", b"[" * 100_000, b'{"id": "x"}', b'{"id": "x", "amount": null}',
            b'{"id": null, "amount": 1}', b'{"id": "", "amount": 1}',
            b'{"id": 7, "amount": 1}', b'{"id": "x", "amount": true}', b'{"id": "x", "amount": 1%s}' % (b"0" * 30),
-           b'{"id": "\\ud800", "amount": 1}', b"\xff"]
+           b'{"id": "\\ud800", "amount": 1}', b"\xff", order("x" * 201)]
     huge = b"\xff" * (lab.nc.max_payload - 10)  # with a header it is above the limit, and would close the connection
     await orders(lab, *bad, huge, b'{"id": "good", "amount": 1}')
     consumer = start(lab, "consumer.py")
@@ -354,6 +354,33 @@ async def test_an_order_that_kills_its_worker_ends_in_dead_alone(lab):
     assert await consumer.end() == 0
 
 
+FULL = """
+import os, resource, sqlite3, charges
+charges.prove()
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(charges.DATABASE), -1))
+count = 0
+try:
+    while True:
+        charges.charge(f"key {count}", f"{count:0190}", 1)
+        count += 1
+except sqlite3.OperationalError:
+    pass
+try:
+    charges.begin("a small note")
+except sqlite3.OperationalError:
+    with charges.transaction() as db:
+        print("no room for", count > 50, db.execute("SELECT count(*) FROM tries").fetchall())
+"""
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="needs the limits of Linux")
+def test_where_an_order_has_no_room_no_try_is_noted_either(python, tmp_path):
+    """Else each worker that comes and goes while the disk is full would count as one that the order has killed."""
+    notebooks = str(nodes.PROJECT / "notebooks")
+    said, _ = python(FULL, PYTHONPATH=notebooks, DATABASE=str(tmp_path / "charges.db")).communicate(timeout=60)
+    assert said == "no room for True [(0,)]\n"
+
+
 async def test_a_bad_message_of_a_stream_that_was_made_anew_is_kept_too(lab):
     await orders(lab, b"nonsense")
     start(lab, "consumer.py")
@@ -389,6 +416,58 @@ async def test_dead_keeps_the_headers_and_obeys_none_of_them(lab):
     assert text["Text"] == "Grüße: 課程" and "too many" in large["Dead-Headers"]
     config = (await lab.js.stream_info("DEAD")).config
     assert config.max_bytes == 64 * 2**20 and config.discard == "new", "full is full: no letter goes for another"
+
+
+async def test_a_letter_that_a_person_has_taken_out_and_sent_again_is_kept_again(lab):
+    await orders(lab, b"nonsense")
+    start(lab, "consumer.py")
+
+    async def kept():
+        return await asked(dead(lab))
+    await lab.until(kept, timeout=40)
+    await lab.js.purge_stream("DEAD")
+    await lab.js.publish("orders.created", b"nonsense")
+
+    async def again():
+        return (await lab.js.stream_info("DEAD")).state.messages == 1
+    await lab.until(again, timeout=30)
+    await settled(lab)
+
+
+async def test_a_dead_that_somebody_deletes_is_made_again(lab):
+    await orders(lab, b"nonsense")
+    start(lab, "consumer.py")
+
+    async def kept():
+        return await asked(dead(lab))
+    await lab.until(kept, timeout=40)
+    await lab.js.delete_stream("DEAD")
+    await lab.js.publish("orders.created", b"more nonsense")
+
+    async def again():
+        return list(await asked(dead(lab)) or ()) == [b"more nonsense"]
+    await lab.until(again, timeout=60)
+
+
+async def test_a_stream_of_orders_that_somebody_deletes_is_made_again_and_the_order_in_hand_is_in_it(lab):
+    producer = start(lab, "producer.py")
+    await lab.until(lambda: acked(producer), timeout=40)
+    await lab.js.delete_stream("ORDERS")
+    before = len(acked(producer))
+    await lab.until(lambda: len(acked(producer)) > before + 10, timeout=60)
+    await lab.settled("ORDERS")
+    kept, promised = await stored(lab), acked(producer)
+    assert kept[:5] == promised[promised.index(kept[0]):][:5], "an order was left out"
+
+
+@pytest.mark.parametrize("word", ["paid", "400", "404", "503"])
+async def test_an_order_with_a_header_that_looks_like_a_word_of_the_server_is_charged_like_any_other(lab, word):
+    await orders(lab, order("before"))
+    await lab.js.publish("orders.created", order("status"), headers={"Status": word})
+    await lab.js.publish("orders.created", order("after"))
+    start(lab, "consumer.py")
+    await lab.until(lambda: len(charged(lab)) == 3, timeout=40)
+    await settled(lab)
 
 
 async def test_while_dead_is_full_nothing_is_lost(lab):
@@ -545,6 +624,32 @@ async def test_a_configuration_that_the_server_refuses_ends_it(lab):
         assert words in running.log()[-1], running.log()
 
 
+@pytest.mark.parametrize("setting", [{"headers_only": True}, {"deliver_subject": "pushed"}])
+async def test_so_does_a_consumer_that_is_set_so_that_no_order_can_be_read(lab, setting):
+    await orders(lab, order("first"))
+    await lab.js.add_consumer("ORDERS", durable_name="charging", filter_subject="orders.created", ack_policy="explicit", **setting)
+    consumer = start(lab, "consumer.py")
+    assert await consumer.ended(20) == 1
+    assert "wanted: one that is pulled, with bodies" in consumer.log()[-1] and charged(lab) == []
+    assert await dead(lab) == {}
+
+
+@signals
+async def test_a_server_that_stands_still_holds_up_nobodys_end(lab):
+    consumer, producer = start(lab, "consumer.py"), start(lab, "producer.py", GRACE=1)
+    await lab.until(lambda: len(charged(lab)) > 5, timeout=40)
+    for node in ("n1", "n2", "n3"):
+        await lab.faults.pause(node)
+    before = len(producer.log())
+    await lab.until(lambda: any("again in" in line for line in producer.log()[before:]), timeout=20)
+    consumer.stop()
+    producer.stop()
+    codes = await consumer.ended(15), await producer.ended(15)  # drain() alone would take half a minute
+    await lab.faults.heal()
+    assert codes == (0, 1), (consumer.log(), producer.log())
+    assert not any("Traceback" in line for line in consumer.log() + producer.log())
+
+
 async def test_too_few_nodes_do_not(lab):
     producer = start(lab, "producer.py", REPLICAS=5)  # of three nodes
     await lab.until(lambda: sum("no suitable peers" in line for line in producer.log()) > 2, timeout=60)
@@ -567,7 +672,8 @@ async def test_nor_does_an_account_that_is_full(lab):
 
 
 @pytest.mark.parametrize("setting, words", [
-    ({"RATE": "fast"}, "RATE='fast'; wanted: a number"), ({"REPLICAS": "0"}, "REPLICAS='0'; wanted: a number, 1 or more"),
+    ({"RATE": "fast"}, "RATE='fast'; wanted: a number"), ({"REPLICAS": "0"}, "REPLICAS='0'; wanted: a number from 1 to 5"),
+    ({"RATE": "inf"}, "RATE='inf'; wanted: a number"), ({"NATS_INBOX_PREFIX": "a b"}, "NATS_INBOX_PREFIX='a b'; wanted: a subject"),
     ({"NATS_CA": "no.pem"}, "NATS_CA=no.pem: there is no such file"), ({"NATS_CREDS": "no.creds"}, "NATS_CREDS=no.creds"),
     ({"NATS_CERT": "producer.err"}, "NATS_CA, NATS_CERT or NATS_KEY: "), ({"NATS_URL": "nats://x:y"}, "invalid connect url")])
 async def test_a_setting_that_is_none_is_named_in_one_line(lab, setting, words):
@@ -575,6 +681,14 @@ async def test_a_setting_that_is_none_is_named_in_one_line(lab, setting, words):
     assert await mistaken.ended(20) == 1
     [line] = mistaken.log()
     assert words in line
+
+
+async def test_a_credentials_file_that_is_none_is_named_too(lab):
+    server = await single(lab, "authorization { users: [ { nkey: UC744N2QLWIDCF6DRIFLO5S7D6QHJX6FKIPY5SA6FOYB4QMSFM2DABOZ } ] }")
+    (lab.scratch / "empty.creds").touch()
+    mistaken = start(lab, "producer.py", NATS_URL=server.url, NATS_USER=None, NATS_PASSWORD=None, NATS_CREDS="empty.creds")
+    assert await mistaken.ended(20) == 1
+    assert "NATS_CREDS" in mistaken.log()[-1] and not any("Traceback" in line for line in mistaken.log())
 
 
 @pytest.fixture
