@@ -111,10 +111,10 @@ async def again(msg, error):
 
 def letter(msg, reason, most):
     """(body, headers) of the copy for DEAD, no larger than `most` bytes. The message's own headers go along. Those
-    that a server obeys, such as a TTL, must not act again: they get other names."""
+    that a server obeys, such as a TTL, or nats-py, must not act again: they get other names."""
     source = f"{msg.metadata.stream}:{msg.metadata.sequence.stream}"
     ours = {"Nats-Msg-Id": key(msg), "Dead-Reason": str(reason), "Dead-Source": source, "Dead-Size": str(len(msg.data))}
-    theirs = {re.sub("(?i)^nats-", "Original-Nats-", name): str(value) for name, value in (msg.headers or {}).items()
+    theirs = {re.sub("(?i)^(?=nats-|status$)", "Original-", name): str(value) for name, value in (msg.headers or {}).items()
               if re.fullmatch("[!-9;-~]+", name)}
     size = sum(len(f"{name}: {value}\r\n".encode()) for name, value in [*theirs.items(), *ours.items()])
     if size > min(MAX_HEADERS, most - OUR_HEADERS):

@@ -399,7 +399,7 @@ async def test_dead_keeps_the_headers_and_obeys_none_of_them(lab):
     await orders(lab)
     many = {f"Key-{number}": "x" * 100 for number in range(580)}  # 62 kB: with more, DEAD would refuse it
     for headers in ({"traceparent": "00-1", "Nats-Expected-Stream": "ORDERS", "Nats-Msg-Id": "one"},
-                    {"Nats-Msg-Id": "two"}, {"Text": "Grüße: 課程"}, many):
+                    {"Nats-Msg-Id": "two"}, {"Text": "Grüße: 課程", "Status": "404"}, many):
         await lab.js.publish("orders.created", b"", headers=headers)
     start(lab, "consumer.py")
 
@@ -413,7 +413,7 @@ async def test_dead_keeps_the_headers_and_obeys_none_of_them(lab):
     assert one["traceparent"] == "00-1" and one["Dead-Source"] == "ORDERS:1" and one["Dead-Size"] == "0"
     assert one["Original-Nats-Msg-Id"] == "one" and one["Original-Nats-Expected-Stream"] == "ORDERS"
     assert two["Original-Nats-Msg-Id"] == "two" and two["Nats-Msg-Id"] != one["Nats-Msg-Id"]
-    assert text["Text"] == "Grüße: 課程" and "too many" in large["Dead-Headers"]
+    assert (text["Text"], text["Original-Status"]) == ("Grüße: 課程", "404") and "too many" in large["Dead-Headers"]
     config = (await lab.js.stream_info("DEAD")).config
     assert config.max_bytes == 64 * 2**20 and config.discard == "new", "full is full: no letter goes for another"
 
