@@ -18,7 +18,7 @@ TABLES = """
 
 
 class NoOrder(Exception):
-    """Bad today, bad tomorrow: for a person."""
+    """Will never be an order that can be charged; a person must look at it."""
 
 
 @contextlib.contextmanager
@@ -77,8 +77,9 @@ def begin(key):
 
 
 def failed(key):
-    """Counts a try that failed by the order's own fault."""
+    """Counts a try that failed by the order's own fault, in place of the note that begin() made of it."""
     with transaction() as db:
+        db.execute("DELETE FROM tries WHERE key = ? AND worker = ?", [key, ME])
         db.execute("INSERT INTO tries VALUES (?, ?)", [key, uuid.uuid4().hex])
 
 

@@ -24,13 +24,13 @@ from charges import NoOrder
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
-from service import CannotGoOn, have_stream, lasting, number, serve
+from service import CannotGoOn, have_stream, number, permanent, serve
 
 BATCH = 20
 CONSUMER = {"durable_name": "charging", "filter_subject": "orders.created", "ack_policy": "explicit",
             "ack_wait": number("ACK_WAIT", "30", least=0.1), "max_ack_pending": 10 * BATCH,
             "max_deliver": -1}                               # this program gives up, not the server
-# Nothing is dropped for its age or for another: what has no room is refused, and waits in ORDERS.
+# No letter is dropped because of its age or to make room: what has no room is refused, and waits in ORDERS.
 DEAD = {"name": "DEAD", "subjects": ["dead.>"], "max_bytes": 64 * 2**20, "discard": "new", "duplicate_window": 3600}
 NO_CONSUMER = 10014
 MAX_HEADERS = 60_000                                         # bytes; JetStream takes 65,535
@@ -213,7 +213,7 @@ async def consume(nc, end):
             alone = bool(old)
             await work_off(nc, fresh + old[:1], config.ack_wait, end)
         except OUTAGE as error:
-            if lasting(error):
+            if permanent(error):
                 raise CannotGoOn(error) from error
             config = None
             log.warning("%s; again in 1 s", brief(error))

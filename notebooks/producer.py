@@ -20,7 +20,7 @@ import uuid
 from nats.errors import BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError, NoStreamResponseError
-from service import CannotGoOn, have_stream, lasting, number, serve
+from service import CannotGoOn, have_stream, number, permanent, serve
 
 RATE = number("RATE", "20", least=0.001)
 # An order that is sent again within the hour is stored once; after a longer outage the consumer knows its id.
@@ -57,7 +57,7 @@ async def persist(what, ask, end):
         except (NatsError, asyncio.TimeoutError) as error:
             if isinstance(error, APIError) and error.err_code in (TOO_LARGE, HEADERS_TOO_LARGE):
                 raise Refused(error) from error
-            if lasting(error):
+            if permanent(error):
                 raise CannotGoOn(f"{what}: {error}") from error
             if end.code or time.monotonic() > end.at + GRACE:
                 raise CannotGoOn(f"{what}: not confirmed (after a timeout it may be stored all the same)") from error

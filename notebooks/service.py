@@ -30,10 +30,11 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
 ADDRESSES = ", ".join(url.rpartition("@")[2] for url in SERVERS)  # for messages: no password
-# Error codes of JetStream. Those with HTTP's 400 last, but for these, which pass:
+# JetStream's error codes. Errors with HTTP code 400 are permanent, except these, which pass with time:
 FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE = 10002, 10005, 10058
-PASSING = {FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE, 10123, 10124, 10202, 10226}  # the last four: it is being moved
-NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # and these last, though they are 500s and 503s
+BEING_MOVED = {10123, 10124, 10202, 10226}
+PASSING = {FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE, *BEING_MOVED}
+NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # permanent too, with HTTP codes 500 and 503
 LEAVING = 3                                                  # seconds; a server that stands still must not hold up the end
 
 
@@ -57,7 +58,7 @@ REPLICAS = int(number("REPLICAS", "3", least=1, most=5))
 USER = os.environ.get("NATS_USER") or os.environ.get("NATS_CREDS")  # for messages
 
 
-def lasting(error):
+def permanent(error):
     """True if the server's answer will be the same next time."""
     if isinstance(error, ConnectionClosedError):
         return True
