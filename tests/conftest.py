@@ -19,7 +19,7 @@ from jupyter_client.connect import LocalPortCache
 from xdist.scheduler import LoadScopeScheduling
 
 from labkit import cluster as clusters
-from labkit import launch, nodes
+from labkit import Lab, launch, nodes
 
 MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: a folder of that run
 TAKEN = []  # sockets that hold ports for this process, see free_base()
@@ -132,6 +132,23 @@ def shared(session_home, monkeypatch):
     """A lab that all tests share which break no node: its cluster stays up between them."""
     settle(monkeypatch, *session_home)
     return session_home[0]
+
+
+@pytest.fixture
+async def lab(shared):
+    """A lab with nodes of its own, to break; what a fault leaves in callbacks is no news. (Many files have another `lab`.)"""
+    lab = await Lab.open("checks", private=True)
+    yield lab
+    lab._net.take()
+    await lab._leave()
+
+
+@pytest.fixture
+async def calm(shared):
+    """A lab on nodes that nobody breaks: an error that nobody has heard of fails the test."""
+    lab = await Lab.open("checks")
+    yield lab
+    await lab.close()
 
 
 def settle(monkeypatch, folder, base):

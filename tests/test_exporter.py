@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from labkit import Lab, nodes, notebook, workers
+from labkit import nodes, notebook, workers
 from labkit.errors import LabError
 from labkit.record import Recorder, regularly
 
@@ -23,23 +23,6 @@ def rules():
     [found] = [node.value for node in ast.parse(BOOK["metrics"]).body
                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RULES"]
     return ast.literal_eval(found)
-
-
-@pytest.fixture
-async def lab(shared):
-    lab = await Lab.open("checks", private=True)
-    yield lab
-    lab._net.take()
-    await lab._leave()
-
-
-@pytest.fixture
-async def calm(shared):
-    """A lab where no node is broken."""
-    lab = await Lab.open("checks")
-    yield lab
-    lab._net.take()
-    await lab._leave()
 
 
 async def stream(lab, name="SHOP", replicas=1, consumers=SHOP):

@@ -17,21 +17,13 @@ import psutil
 import pytest
 import trustme
 
-from labkit import Lab, nodes, programs
+from labkit import nodes, programs
 from labkit.programs import program
 from labkit.single import single
 
 CHAOS = 60  # seconds
 SEED = int(os.environ.get("LABKIT_TEST_SEED") or random.randrange(10**6))
 signals = pytest.mark.skipif(os.name == "nt", reason="SIGTERM is a kill on Windows")
-
-
-@pytest.fixture
-async def lab(shared):
-    lab = await Lab.open("checks", private=True)
-    yield lab
-    lab._net.take()
-    await lab._leave()
 
 
 def database(lab):
@@ -384,10 +376,7 @@ def test_where_an_order_has_no_room_no_try_is_noted_either(python, tmp_path):
 async def test_a_bad_message_of_a_stream_that_was_made_anew_is_kept_too(lab):
     await orders(lab, b"nonsense")
     start(lab, "consumer.py")
-
-    async def kept():
-        return await asked(dead(lab))
-    await lab.until(kept, timeout=40)
+    await lab.until(lambda: asked(dead(lab)), timeout=40)
     await lab.js.delete_stream("ORDERS")
     await orders(lab, b"more nonsense", order("good"))  # its sequence is 1 again
     await lab.until(lambda: charged(lab) == ["good"], timeout=40)
@@ -421,10 +410,7 @@ async def test_dead_keeps_the_headers_and_obeys_none_of_them(lab):
 async def test_a_letter_that_a_person_has_taken_out_and_sent_again_is_kept_again(lab):
     await orders(lab, b"nonsense")
     start(lab, "consumer.py")
-
-    async def kept():
-        return await asked(dead(lab))
-    await lab.until(kept, timeout=40)
+    await lab.until(lambda: asked(dead(lab)), timeout=40)
     await lab.js.purge_stream("DEAD")
     await lab.js.publish("orders.created", b"nonsense")
 
@@ -437,10 +423,7 @@ async def test_a_letter_that_a_person_has_taken_out_and_sent_again_is_kept_again
 async def test_a_dead_that_somebody_deletes_is_made_again(lab):
     await orders(lab, b"nonsense")
     start(lab, "consumer.py")
-
-    async def kept():
-        return await asked(dead(lab))
-    await lab.until(kept, timeout=40)
+    await lab.until(lambda: asked(dead(lab)), timeout=40)
     await lab.js.delete_stream("DEAD")
     await lab.js.publish("orders.created", b"more nonsense")
 

@@ -9,7 +9,7 @@ from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js.errors import ServerError
 
-from labkit import Lab, LabError, notebook, workers
+from labkit import LabError, notebook, workers
 from labkit.exercises import production_settings, run_source
 
 BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebook.FOLDER / "08_work_queues.ipynb", 4).cells}
@@ -38,21 +38,6 @@ async def late(calls=[]):
         raise asyncio.TimeoutError
 """
 every = pytest.mark.parametrize("name", OPTIONS)
-
-
-@pytest.fixture
-async def lab(shared):
-    lab = await Lab.open("checks", private=True)
-    yield lab
-    lab._net.take()
-    await lab._leave()
-
-
-@pytest.fixture
-async def calm(shared):
-    lab = await Lab.open("checks")
-    yield lab
-    await lab.close()
 
 
 async def start(lab, name, late=False, messages=0, replicas=3, **config):
