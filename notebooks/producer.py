@@ -2,11 +2,12 @@
 
     NATS_URL=nats://127.0.0.1:4222 NATS_USER=mine NATS_PASSWORD=lab python producer.py
 
-All settings: service.py, and RATE (orders a second) and GRACE (seconds, see below). One order is in flight at a time, so the ceiling is one order a
-round trip to the stream's leader and its followers; several producers may run side by side.
+All settings: service.py, and RATE (orders a second) and GRACE (seconds). One order is in flight at a time, so the
+ceiling is one order per round trip to the stream's leader and its followers; several producers may run side by side.
 
-Prints "acked ID" for each confirmed order. Exit code: 0 after SIGTERM or Ctrl-C; 1, and a line that says why, if
-something is wrong that no time mends: a refused login, a missing permission, a configuration that the server refuses.
+Prints "acked ID" for each confirmed order. Exit code: 0 after SIGTERM or Ctrl-C. 1, and a line that says why, if no time
+mends what is wrong (a refused login, a missing permission, a configuration that the server refuses), or if the order in
+hand was not confirmed within GRACE after the signal.
 """
 import asyncio
 import itertools
