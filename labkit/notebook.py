@@ -82,6 +82,9 @@ def normalise(notebook):
                 output.get("data", {}).pop(WIDGETS, None)  # of a notebook that was saved in JupyterLab
                 if output.output_type == "execute_result":
                     output.execution_count = count
+        else:
+            cell.pop("outputs", None)  # of a cell that was code before
+            cell.pop("execution_count", None)
     return notebook
 
 
@@ -120,7 +123,7 @@ def execute_all(paths, check=False, refresh=False, say=print):
         if without_ignored(old) != without_ignored(new):
             changed.append(path.name)
         if not check and old != new:
-            path.write_text(new, encoding="utf-8")
+            path.write_text(new, encoding="utf-8", newline="\n")
             if path.name == README_PICTURE[0]:
                 README_PICTURE[2].write_bytes(png_of(path, README_PICTURE[1]))
         say(f"{path.name}: {'changed' if path.name in changed else 'as committed' if check else 'done'}")

@@ -36,6 +36,11 @@ def test_it_is_written_as_the_command_writes_it(name):
 
 
 @every
+def test_it_follows_the_format_of_notebooks(name):
+    nbformat.validate(BOOKS[name])
+
+
+@every
 def test_every_cell_was_executed_and_none_left_an_error_or_a_warning(name):
     for cell in cells(name, "code"):
         assert cell.execution_count, cell["id"]

@@ -85,7 +85,7 @@ def test_lives_of_workers_in_lanes():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that plots drew, instead of their PNGs."""
+    """The figures that plots drew, not the pictures made of them."""
     figures = []
     monkeypatch.setattr(plots, "Picture", lambda figure, alt: figures.append(figure))
     return figures
