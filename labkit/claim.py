@@ -14,7 +14,7 @@ def claim(topic):
     lock = FileLock(folder / f"{topic}.lock")
     try:
         lock.acquire(timeout=1)  # who only looks whether it is taken (open_lessons) holds it for a moment
-        _owner(topic).write_text(str(os.getpid()), encoding="utf-8")
+        _owner(topic).write_text(str(os.getpid()), encoding="utf-8", newline="\n")
     except Timeout:
         raise LabError(f"The lesson {topic!r} is open in another kernel (process {_pid(topic)}), and one account "
                        "serves one kernel at a time. Close it there: run its last cell, or shut that kernel down "

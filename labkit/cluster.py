@@ -238,10 +238,8 @@ async def _start_embedded(say):
 
 
 def _write_down(members):
-    """Notes the nodes in the state file, which is whole at any time: the new one takes the old one's place."""
-    draft = state_file().with_suffix(".draft")
-    draft.write_text(json.dumps([asdict(node) for node in members], indent=1), encoding="utf-8")
-    os.replace(draft, state_file())
+    """Notes the nodes in the state file."""
+    paths.write_whole(state_file(), json.dumps([asdict(node) for node in members], indent=1))
 
 
 def refuse_second_port():

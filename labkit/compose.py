@@ -16,6 +16,8 @@ async def members():
     """The nodes of the running compose cluster (list of Node), or None: one of them at least answers on its monitoring
     port, and says that it runs in a container."""
     found = [Node(name, 4222 + i, 8222 + i) for i, name in enumerate(nodes.NAMES)]
+    if not any(await asyncio.gather(*(asyncio.to_thread(nodes.listens, node.monitor) for node in found))):
+        return None
     told = await asyncio.gather(*(node.varz(timeout=2) for node in found))
     return found if any("compose" in facts.get("tags", []) for facts in told if facts) else None
 

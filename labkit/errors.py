@@ -3,6 +3,7 @@ import asyncio
 import errno
 import gc
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -53,12 +54,14 @@ def advice(error):
 
 def _other_owner(path):
     """Name of the user whose file or folder this is, or None if it is this user's own, is not there, or nobody knows."""
+    if sys.platform == "win32":  # there it is a list of rights, of many users
+        return None
     try:
         path = Path(os.fsdecode(path))
         while not path.exists():
             path = path.parent
         return path.owner() if path.stat().st_uid != os.geteuid() else None
-    except (OSError, TypeError, KeyError, AttributeError, NotImplementedError):  # Windows has no such owners
+    except (OSError, TypeError, KeyError):
         return None
 
 

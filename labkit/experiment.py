@@ -50,4 +50,4 @@ def _keep(path, done):
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = outputs[cell["id"]]
-    path.write_text(nbformat.writes(notebook.normalise(book)) + "\n", encoding="utf-8")
+    path.write_text(nbformat.writes(notebook.normalise(book)) + "\n", encoding="utf-8", newline="\n")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sys
 import time
 
 import nats
@@ -14,6 +15,7 @@ import psutil
 from labkit import compose, nodes, state
 from labkit.client import connect, farewell
 from labkit.errors import LabError, check_timeout, own_frames
+from labkit.launch import say_that_it_is_a_kill
 from labkit.private import Private
 
 CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
@@ -41,21 +43,26 @@ class Faults:
         self.ducks.discard(name)
 
     async def stop(self, name):
-        """SIGTERM: the node hands its leaderships over and ends in good order (on Windows it is a kill)."""
+        """SIGTERM: the node hands its leaderships over and ends in good order. On Windows it is a kill, and that is said."""
         node = self._node(name)
-        await self._container("stop", node) or await asyncio.to_thread(nodes.end_processes, [node.process()], 30)
+        if await self._container("stop", node):
+            return
+        say_that_it_is_a_kill(name)
+        await asyncio.to_thread(nodes.end_processes, [node.process()], 30)
 
     async def lame_duck(self, name):
-        """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away one
-        by one and ends. Returns when no new client can come (of a container: when the signal is sent). Raises LabError on
-        Windows, which has no such signal."""
+        """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away
+        one by one and ends. Returns when no new client can come (of a container: when the signal is sent). Raises
+        LabError for processes of Windows, which has no such signal."""
         node = self._node(name)
-        if not hasattr(signal, "SIGUSR2"):
+        if sys.platform == "win32" and self.lab.cluster.backend != "compose":
             raise LabError("Windows has no signal for lame duck mode. Use stop() here, or the compose cluster.")
         self.ducks.add(name)  # it answers for minutes to come, but takes no part any more: heal() ends it
-        if not await self._container("kill", node, "--signal", "SIGUSR2"):
+        if await self._container("kill", node, "--signal", "SIGUSR2"):
+            return
+        if sys.platform != "win32":
             self._alive(node).send_signal(signal.SIGUSR2)
-            await self.lab.until(lambda: nodes.is_free(node.port), timeout=10)
+        await self.lab.until(lambda: nodes.is_free(node.port), timeout=10)
 
     async def pause(self, name):
         """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""

@@ -1,5 +1,4 @@
 """JupyterLab's stop button also stops a cell that waits."""
-import os
 import signal
 import socket
 import sys
@@ -13,9 +12,10 @@ def wake_on_signals(loop):
     ipykernel answers the stop button with a callback, and puts it among those that are due (tornado's add_callback) without
     waking the loop. A loop that waits for the network, or for a timer, sees it when something else happens: a cell
     that awaits a minute's sleep is stopped after that minute. See https://github.com/ipython/ipykernel/issues/881
+    (Nothing to do on Windows: its loop, asyncio's ProactorEventLoop, is woken by signals.)
     """
     global _waking
-    if "ipykernel" not in sys.modules or os.name == "nt" or (_waking and _waking[0] is loop):
+    if "ipykernel" not in sys.modules or sys.platform == "win32" or (_waking and _waking[0] is loop):
         return
     reader, writer = socket.socketpair()
     reader.setblocking(False)

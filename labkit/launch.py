@@ -5,6 +5,7 @@ What belongs to a kernel carries the kernel's name: a process in its environment
 may be given to another program and a clock may be set, but the environment that a process was started with stays. So
 nobody else's process is ever ended, and what a killed kernel left behind can be found.
 """
+import contextlib
 import os
 import secrets
 import subprocess
@@ -21,6 +22,7 @@ from labkit.errors import explained
 
 OWNER = "LABKIT_OWNER"
 WARD = Path(__file__).with_name("ward.py")
+FILES = 4096  # open files, as JupyterLab too wants for itself and its kernels
 _held = {}  # folder of all kernels -> what this process holds there
 
 
@@ -41,13 +43,34 @@ def launch(command, env=None, outlives=False, **options):
     env.pop(OWNER, None)
     if not outlives:
         env[OWNER] = str(own_folder())
-    detached = {"start_new_session": True}
-    if os.name == "nt":
+    allow_more_files()
+    if sys.platform == "win32":
         detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    else:
+        detached = {"start_new_session": True}
     try:
         return subprocess.Popen(command, env=env, **detached, **options)
     except OSError as error:
         raise explained(error) from error
+
+
+def allow_more_files():
+    """Lets this process, and those that it starts, open FILES files, or as many as it may. On macOS a process that does
+    not ask has 256, which is too few for some experiments."""
+    if sys.platform == "win32":
+        return
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError, OSError):  # a system that allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def say_that_it_is_a_kill(name):
+    """Where a program is asked to end: tells the reader that Windows cannot ask."""
+    if sys.platform == "win32":
+        print(f"Windows has no SIGTERM: {name} is killed, and what the text says of an orderly end does not show here.")
 
 
 def end(child):

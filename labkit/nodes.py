@@ -185,11 +185,23 @@ def first_port_of(process):
 
 
 def holder(port):
-    """Who listens on this TCP port of loopback: 'name (pid 123)', 'another program', or None if it is free. A NATS
-    server is named with its version, as it introduces itself."""
-    if is_free(port):
-        return None
+    """Who has this TCP port of loopback: 'name (pid 123)', 'another program', the system itself, or None if it is free.
+    A NATS server is named with its version, as it introduces itself."""
+    if not listens(port):
+        return who_refuses(_bound(port), sys.platform)
     return " = ".join(filter(None, [_greeting(port), _listener(port)])) or "another program"
+
+
+def who_refuses(error, system):
+    """Who has a port on which nobody listens, where binding it on this system (as sys.platform has it) ended in this
+    OSError. None if it ended well (error is None)."""
+    if error is None:
+        return None
+    if isinstance(error, PermissionError) and system == "win32":  # 10013: whole ranges, for Hyper-V, WSL or Docker
+        return "Windows itself, which reserves it: see netsh interface ipv4 show excludedportrange tcp"
+    if isinstance(error, PermissionError):
+        return "the system, which does not let you have it"
+    return "another program"
 
 
 def _greeting(port):
@@ -217,21 +229,24 @@ def listens(port):
     """True if somebody accepts connections on this port of loopback. It binds nothing, so it can be asked while a server
     is about to take the port."""
     with socket.socket() as probe:
+        probe.settimeout(0.1)  # the system itself answers, at once; but Windows takes two seconds for a no, WSL minutes
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def is_free(port):
     """True if nobody listens on the port and it can be bound."""
-    if listens(port):
-        return False
+    return not listens(port) and _bound(port) is None
+
+
+def _bound(port):
+    """Binds the port and lets it go. Returns None, or the OSError where that cannot be."""
     with socket.socket() as probe:
-        if os.name != "nt":  # as nats-server does: a connection that has ended does not hold the port
+        if sys.platform != "win32":  # as nats-server does: a connection that has ended does not hold the port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-            return True
-        except OSError:
-            return False
+        except OSError as error:
+            return error
 
 
 def free_port():

@@ -1,6 +1,7 @@
 """Where the lab's files lie."""
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from labkit.errors import LabError, advice
@@ -35,6 +36,20 @@ def make_folder(path):
     except OSError as error:
         raise not_writable(path, error) from None
     return path
+
+
+def write_whole(path, text):
+    """Writes this file such that whoever reads it meanwhile, or after this process was killed, gets all of the old text or
+    all of the new one. Line ends are LF on every system."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8", newline="\n")
+    for pause in (0.01, 0.1, 1, None):
+        try:
+            return os.replace(draft, path)
+        except PermissionError:  # on Windows also while somebody reads the old one
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 def not_writable(path, error):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from labkit import nodes
 from labkit.errors import LabError
-from labkit.launch import end, launch
+from labkit.launch import end, launch, say_that_it_is_a_kill
 
 
 class Program:
@@ -41,7 +41,9 @@ class Program:
         self.child.kill()
 
     def stop(self):
-        """SIGTERM: asks it to end in good order (on Windows it is a kill)."""
+        """SIGTERM: asks it to end in good order (on Windows it is a kill, and that is said)."""
+        if sys.platform == "win32":
+            say_that_it_is_a_kill(self.name)
         self.child.terminate()
 
     async def ended(self, timeout=10):

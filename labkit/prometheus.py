@@ -22,8 +22,8 @@ async def prometheus(lab, config, rules="", timeout=20):
         return None
     folder, port = lab.scratch / f"prometheus-{nodes.free_port()}", nodes.free_port()
     folder.mkdir()
-    (folder / "prometheus.yml").write_text(config, encoding="utf-8")
-    (folder / "rules.yml").write_text(rules or "groups: []\n", encoding="utf-8")
+    (folder / "prometheus.yml").write_text(config, encoding="utf-8", newline="\n")
+    (folder / "rules.yml").write_text(rules or "groups: []\n", encoding="utf-8", newline="\n")
     with open(folder / "prometheus.log", "wb") as said:
         child = launch([program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
                         f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],

@@ -20,13 +20,14 @@ async def main(order):
     """order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and pause_at ([event, count]
     or None) and options (keyword arguments for work)."""
     async def introduce():
-        """Tells the notebook which connection this is: its streams are the lesson's."""
+        """Tells the notebook which connection this is, whose streams are the lesson's, and which process."""
         info = nc._server_info
         who = info.get("server_name") or info.get("server_id"), nc.client_id, order["name"]
-        await nc.publish(order["events"], json.dumps({"connection": who}).encode())
+        await nc.publish(order["events"], json.dumps({"connection": who, "pid": os.getpid()}).encode())
 
     nc = await nats.connect(name=order["name"], reconnected_cb=introduce, **order["login"])
     await introduce()
+    await nc.flush()  # before its last words, which take another way: who resumes it must know which process it is
     passed = collections.Counter()
 
     async def point(event, **fields):
@@ -69,15 +70,18 @@ def last_words(order, entry):
 
 
 def kill():
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows: TerminateProcess
+    if sys.platform == "win32":
+        os.kill(os.getpid(), signal.SIGTERM)  # TerminateProcess: nothing is caught
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def pause():
-    if hasattr(signal, "SIGSTOP"):
-        os.kill(os.getpid(), signal.SIGSTOP)
-    else:
+    if sys.platform == "win32":
         import psutil
         psutil.Process().suspend()
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def listen_to_the_parent():

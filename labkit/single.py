@@ -70,7 +70,8 @@ async def single(lab, config=""):
     for _ in range(3):  # another program may take the port in that moment
         server = Single(folder)
         lab.on_close(server.stop)
-        (folder / "server.conf").write_text(f'listen: "127.0.0.1:{server.port}"\n{config}\n', encoding="utf-8")
+        text = f'listen: "127.0.0.1:{server.port}"\n{config}\n'
+        (folder / "server.conf").write_text(text, encoding="utf-8", newline="\n")
         try:
             await server.start()
             break

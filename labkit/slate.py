@@ -13,7 +13,7 @@ from nats.errors import NoRespondersError
 from nats.js.errors import NotFoundError
 
 from labkit import cluster as clusters
-from labkit import nodes, tables
+from labkit import nodes, paths, tables
 from labkit.client import connect, farewell, flush
 from labkit.errors import LabError
 
@@ -340,9 +340,7 @@ class Note:
             self.file.unlink(missing_ok=True)
 
     def _write(self, told):
-        draft = self.file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(told), encoding="utf-8")
-        os.replace(draft, self.file)  # who is killed now leaves the old one, or the new one
+        paths.write_whole(self.file, json.dumps(told))
 
 
 def _when(text):

@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pandas as pd
 import psutil
 from tqdm import tqdm
 
+from labkit import paths
 from labkit.errors import LabError
 
 LAST = ["seconds", "error"]  # these columns stand behind the parameters and the measured values
@@ -81,7 +84,7 @@ class _Table:
             self._go_on()
         elif self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._side().write_text(json.dumps(self.head, indent=1), encoding="utf-8")
+            self._side().write_text(json.dumps(self.head, indent=1), encoding="utf-8", newline="\n")
         self.done = {int(row["trial"]) for row in self.rows}
 
     def _side(self):
@@ -101,9 +104,7 @@ class _Table:
     def add(self, row):
         self.rows.append(row)
         if self.path:
-            draft = self.path.with_suffix(".draft")
-            draft.write_text(self._text(), encoding="utf-8")
-            os.replace(draft, self.path)
+            paths.write_whole(self.path, self._text())
 
     def _text(self):
         rows = sorted(self.rows, key=lambda row: int(row["trial"]))
@@ -139,9 +140,13 @@ def machine():
 
 
 def _processor():
-    """Its name, as Linux tells it; elsewhere what Python knows, which may be nothing."""
+    """Its name, as the system tells it; else what Python knows, which may be nothing."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if sys.platform == "linux":
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        if sys.platform == "darwin":  # where Python knows "arm"
+            asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, encoding="utf-8")
+            return asked.stdout.strip() or platform.processor()
     return platform.processor()

@@ -36,16 +36,19 @@ def folder(topic):
 
 
 def write(topic, name, source):
-    """Writes a module for workers and returns its path. Raises LabError if the name is no plain NAME.py, SyntaxError if
-    the source is none."""
+    """Writes a module for workers and returns its path. Raises LabError if the name is no plain NAME.py, or none that
+    this system can write, SyntaxError if the source is none."""
     if not name.endswith(".py") or not name[:-3].isidentifier():
         raise LabError(f"The worker's file is called {name!r}; wanted: a plain name such as charge.py.")
     ast.parse(source, name)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise LabError(f"Files of this system have names in {sys.getfilesystemencoding()}, and {name!r} is none. "
+                       "Wanted: a plain name such as charge.py.") from None
     path = folder(topic) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(source, encoding="utf-8")
-    os.replace(draft, path)  # a worker that starts now reads all of it
+    paths.write_whole(path, source)
     return path
 
 
@@ -85,7 +88,14 @@ class Worker:
 
     @property
     def pid(self):
-        return self._child.pid
+        return self.process.pid
+
+    def _is(self, pid):
+        """It says that this is its process. On Windows the python.exe of an environment starts another one, and waits
+        for it: to pause the one that was started would pause nothing."""
+        if pid != self.pid:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                self.process = psutil.Process(pid)
 
     @property
     def returncode(self):
@@ -97,13 +107,15 @@ class Worker:
 
     def kill(self):
         """SIGKILL: it ends where it stands (TerminateProcess on Windows), and is gone when this returns."""
+        with contextlib.suppress(psutil.Error):
+            self.process.kill()
         self._child.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(10)
 
     def stop(self):
         """SIGTERM: asks it to end. What comes of it is the worker's own business."""
-        if os.name == "nt":  # where terminate() is a kill: the runner raises SIGTERM inside the worker
+        if sys.platform == "win32":  # where terminate() is a kill: the runner raises SIGTERM inside the worker
             self._child.stdin.write(b"stop\n")
             self._child.stdin.flush()
         else:
@@ -191,7 +203,8 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
 
     async def note(msg):
         entry = json.loads(msg.data)
-        if "event" not in entry:  # it says which connection it has
+        if "event" not in entry:  # it says who it is
+            worker._is(entry["pid"])
             return lab._slate.count_in(entry["connection"])
         said.append(entry)
         if log is not None:  # both clocks count from the same moment: perf_counter is the machine's

@@ -1,8 +1,9 @@
 """The embedded cluster: started once, found again, told apart from strangers, ended without a trace."""
 import asyncio
+import contextlib
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def test_the_cluster_outlives_its_starter_and_down_leaves_nothing(own, labkit):
 
 async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
     first = await clusters.find_or_start()
-    os.kill(first.nodes[1].pid, signal.SIGKILL)
+    psutil.Process(first.nodes[1].pid).kill()
     again = await clusters.find_or_start()
     assert [a.pid == b.pid for a, b in zip(first.nodes, again.nodes)] == [True, False, True]
 
@@ -162,3 +163,43 @@ async def test_a_node_is_known_before_the_system_shows_its_environment(own, monk
         blind.setattr(psutil.Process, "environ", lambda process: {})
         cluster = await clusters.start_embedded()
         assert all(node.process() for node in cluster.nodes)
+
+
+async def test_the_ports_of_a_cluster_that_has_just_ended_are_free_though_its_connections_linger(own):
+    for _ in range(3):
+        cluster = await clusters.find_or_start()
+        login = {"user": "checks", "password": "lab", "allow_reconnect": False}
+        clients = [await nats.connect(url, **login) for url in cluster.servers]
+        clusters.end_embedded()
+        await asyncio.gather(*(client.close() for client in clients))
+        if sys.platform == "linux":
+            ended = [each for each in psutil.net_connections("tcp") if each.status in ("TIME_WAIT", "FIN_WAIT2")]
+            assert {node.port for node in cluster.nodes} & {each.laddr.port for each in ended}, "this proves nothing"
+        assert all(nodes.is_free(node.port) for node in cluster.nodes)
+
+
+def test_a_port_that_the_system_keeps_is_not_free_and_says_why(own, monkeypatch):
+    def refuse(probe, address):
+        raise PermissionError(13, "Permission denied")
+    port = nodes.free_port()
+    with monkeypatch.context() as patched:
+        patched.setattr(nodes.socket.socket, "bind", refuse)
+        assert not nodes.is_free(port)
+        with pytest.raises(LabError, match=f"Port {port} .*is held by (Windows itself|the system)"):
+            clusters.refuse_taken_ports([nodes.Node("n1", port, port)])
+    assert nodes.holder(port) is None
+    assert "netsh interface ipv4 show excludedportrange tcp" in nodes.who_refuses(PermissionError(13, ""), "win32")
+    assert nodes.who_refuses(OSError(98, ""), "win32") == "another program" and nodes.who_refuses(None, "win32") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
+def test_a_port_that_neither_accepts_nor_refuses_is_told_soon(own):
+    with contextlib.ExitStack() as held:
+        full = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(5):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        began = time.monotonic()
+        assert not nodes.is_free(full.getsockname()[1])
+        assert time.monotonic() - began < 5

@@ -1,13 +1,14 @@
 """Each fault is in place when its verb returns, heal() undoes it, and it happens nowhere but on a cluster of one's own."""
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from labkit import Lab, LabError, nodes, state, tables
+from labkit import Lab, LabError, nodes, programs, state, tables
 from labkit import cluster as clusters
 
 OPEN = """
@@ -182,7 +183,7 @@ async def test_faults_on_the_shared_cluster_are_refused_with_the_way_out(shared)
 
 
 async def test_faults_on_an_attached_cluster_are_refused_with_the_way_out(own, server, monkeypatch):
-    port, process = server("jetstream: {store_dir: %s}" % json.dumps(str(own / "js")))
+    port, process = server("jetstream: {store_dir: %s}" % nodes.quoted(str(own / "js")))
     monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{port}")
     monkeypatch.delenv("LABKIT_BACKEND")
     lab = await Lab.open("checks")
@@ -240,3 +241,18 @@ def test_after_a_kernel_that_was_killed_in_the_middle_of_a_fault_nothing_is_left
 
 def alive(processes):
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_where_there_is_no_sigterm_a_reader_is_told_that_it_is_a_kill(lab, monkeypatch, capsys):
+    producer = programs.program(lab, "producer.py")
+    await lab.until(lambda: producer.lines() or producer.log(), timeout=20)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", "win32")
+        await lab.faults.stop("n3")
+        producer.stop()
+        with pytest.raises(LabError, match="Windows has no signal for lame duck mode"):
+            await lab.faults.lame_duck("n1")
+    said = capsys.readouterr().out
+    assert "Windows has no SIGTERM: n3 is killed" in said and "producer is killed" in said
+    await producer.ended()
+    await lab.faults.heal()

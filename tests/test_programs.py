@@ -18,12 +18,15 @@ import pytest
 import trustme
 
 from labkit import nodes, programs
+from labkit.nodes import quoted
 from labkit.programs import program
 from labkit.single import single
 
 CHAOS = 60  # seconds
 SEED = int(os.environ.get("LABKIT_TEST_SEED") or random.randrange(10**6))
-signals = pytest.mark.skipif(os.name == "nt", reason="SIGTERM is a kill on Windows")
+signals = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM is a kill on Windows")
+moves = pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no folder in use")
+limits = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
 
 
 def database(lab):
@@ -165,6 +168,7 @@ async def test_what_is_no_order_is_kept_aside_once_and_the_next_one_is_charged(l
     assert max(map(len, consumer.log())) < 400 and not any("closed" in line for line in consumer.log())
 
 
+@moves
 async def test_an_outage_of_the_database_that_is_longer_than_all_tries_loses_nothing(lab):
     folder = lab.scratch / "disk"
     folder.mkdir()
@@ -238,7 +242,7 @@ def trouble(program):
     return sum("again in 1 s" in line for line in program.log())
 
 
-@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="needs the limits of Linux")
+@limits
 async def test_a_full_disk_puts_no_order_aside(lab):
     names = [f"{number:0200}" for number in range(1000)]
     await orders(lab, order("first"))
@@ -349,7 +353,7 @@ async def test_an_order_that_kills_its_worker_ends_in_dead_alone(lab):
 FULL = """
 import os, resource, sqlite3, charges
 charges.prove()
-resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(charges.DATABASE), -1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(charges.DATABASE), resource.RLIM_INFINITY))
 count = 0
 try:
     while True:
@@ -365,7 +369,7 @@ except sqlite3.OperationalError:
 """
 
 
-@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="needs the limits of Linux")
+@limits
 def test_where_an_order_has_no_room_no_try_is_noted_either(python, tmp_path):
     """Else each worker that comes and goes while the disk is full would count as one that the order has killed."""
     notebooks = str(nodes.PROJECT / "notebooks")
@@ -472,6 +476,7 @@ async def test_two_orders_of_one_id_with_different_amounts_are_noticed(lab):
     assert await dead(lab) == {order("x", 7): "'x' has been charged with 5, and comes again with 7"}
 
 
+@moves
 async def test_what_an_operator_has_changed_in_the_consumer_stays_through_trouble_and_a_restart(lab):
     folder = lab.scratch / "disk"
     folder.mkdir()
@@ -520,7 +525,7 @@ def users(**rights):
 async def shop(lab):
     """Starts a server of its own with JetStream, streams and a consumer that an operator has made. Returns its address."""
     async def run(config, **connect):
-        server = await single(lab, f"jetstream {{ store_dir: {json.dumps((lab.scratch / 'shop').as_posix())} }}\n{config}")
+        server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'shop').as_posix())} }}\n{config}")
         admin = await nats.connect(server.url, user="admin", password="p", **connect)
         js = admin.jetstream()
         await js.add_stream(name="ORDERS", subjects=["orders.>"])
@@ -562,7 +567,7 @@ async def test_tls_handshake_first_a_certificate_and_an_inbox_of_its_own(lab, sh
     authority.issue_cert("orders").private_key_and_cert_chain_pem.write_to_path(files["ours"])
     authority.cert_pem.write_to_path(files["ca"])
     stranger.cert_pem.write_to_path(files["other"])
-    pem, ca = json.dumps(files["server"]), json.dumps(files["ca"])
+    pem, ca = quoted(files["server"]), quoted(files["ca"])
     trusting = ssl.create_default_context(cafile=files["ca"])
     trusting.load_cert_chain(files["ours"])
     url = await shop(users(producer=RIGHTS["producer.py"], consumer=RIGHTS["consumer.py"]) +
@@ -589,14 +594,14 @@ async def test_tls_handshake_first_a_certificate_and_an_inbox_of_its_own(lab, sh
     assert heard[0].startswith(b"\x16\x03"), "the first bytes were no TLS handshake"
     producer.stop()
     consumer.stop()
-    if os.name != "nt":
+    if sys.platform != "win32":
         assert [await producer.ended(20), await consumer.ended(20)] == [0, 0]
 
 
 async def test_a_configuration_that_the_server_refuses_ends_it(lab):
-    server = await single(lab, f"jetstream {{ store_dir: {json.dumps((lab.scratch / 'one').as_posix())} }}")
+    server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'one').as_posix())} }}")
     replicas = start(lab, "producer.py", "replicas", NATS_URL=server.url, REPLICAS=3)
-    server = await single(lab, f"jetstream {{ store_dir: {json.dumps((lab.scratch / 'two').as_posix())} }}\n"
+    server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'two').as_posix())} }}\n"
                                "accounts { PLAIN: { users: [ { user: orders, password: p } ] } }")
     plain = start(lab, "producer.py", "plain", NATS_URL=server.url, NATS_USER="orders", NATS_PASSWORD="p")
     await lab.js.add_stream(name="ORDERS", subjects=["orders.>"], consumer_limits={"max_ack_pending": 5})
@@ -641,7 +646,7 @@ async def test_too_few_nodes_do_not(lab):
 
 
 async def test_nor_does_an_account_that_is_full(lab):
-    server = await single(lab, f"jetstream {{ store_dir: {json.dumps((lab.scratch / 'full').as_posix())} }}\n"
+    server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'full').as_posix())} }}\n"
                                "accounts { A: { jetstream: { max_file: 2000 }, users: [ { user: a, password: p } ] } }")
     producer = start(lab, "producer.py", NATS_URL=server.url, NATS_USER="a", NATS_PASSWORD="p", REPLICAS=1)
     await lab.until(lambda: any("resource limits exceeded" in line for line in producer.log()), timeout=40)
@@ -742,6 +747,7 @@ async def kill_nodes(lab, dice, kills):
 
 
 async def full_disk(lab, consumers, seconds):
+    assert sys.platform == "linux", "see limits"
     running = [psutil.Process(consumer.consumer.pid) for consumer in consumers]
     for process in running:
         process.rlimit(psutil.RLIMIT_FSIZE, (database(lab).stat().st_size, -1))
@@ -752,6 +758,7 @@ async def full_disk(lab, consumers, seconds):
 
 
 async def no_database(lab, seconds):
+    assert sys.platform != "win32", "see moves"
     folder = database(lab).parent
     away = folder.rename(lab.scratch / "away")
     await asyncio.sleep(seconds)
@@ -780,7 +787,7 @@ async def made_anew(lab, producer):
 
 @signals
 @pytest.mark.soak
-@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_FSIZE"), reason="needs the limits of Linux")
+@limits
 async def test_a_minute_of_all_together_loses_nothing_and_puts_no_innocent_order_aside(lab):
     """Nodes are killed, never more than one at a time; the disk fills; orders kill; workers are killed and replaced; the
     database goes away; the stream is made anew."""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import nbformat
@@ -174,7 +173,7 @@ async def test_nor_do_the_programs(url, told, file):
         lambda: any("again in" in line or "nats:" in line for line in running.log()), timeout=20
     )
     lost.end()
-    running.child.send_signal(signal.SIGTERM)
+    running.stop()
     files = told(*(one.log() for one in (running, refused, malformed, lost)))
     lab._net.take()
     await lab._leave()

@@ -1,7 +1,7 @@
 """The workers that lesson 08 and an exercise of lesson 13 hand to a reader: nodes die under them, their consumer is deleted,
 their own work times out."""
 import asyncio
-import os
+import sys
 
 import nbformat
 import pytest
@@ -102,7 +102,7 @@ async def test_it_lives_through_the_death_of_its_consumers_leader(lab, name, dea
     await acked(lab, worker, 110)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGTERM is a kill on Windows: nobody is told that the node is gone")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM is a kill: nobody is told that the node is gone")
 @every
 async def test_it_waits_while_the_only_node_of_its_stream_is_stopped(lab, name):
     worker = await start(lab, name, replicas=1)

@@ -4,6 +4,8 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import pandas as pd
 import psutil
@@ -71,10 +73,8 @@ asyncio.run(sweep(trial, {"size": [1, 2, 3], "kind": ["a", "b"]}, repeats=3, war
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no SIGKILL")
 async def test_killed_and_resumed_as_well(tmp_path):
-    import subprocess
-    import sys
     (tmp_path / "count").touch()
     done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", KILLED, tmp_path / "count", tmp_path / "a.csv"])
     assert done.returncode == -signal.SIGKILL and len(pd.read_csv(tmp_path / "a.csv")) == 9

@@ -16,7 +16,7 @@ from nbclient.exceptions import CellExecutionError
 
 from labkit import Lab, LabError, Recorder, notebook, workers
 
-posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
 COUNTS = """
 import asyncio
@@ -88,6 +88,26 @@ async def test_it_stands_still_at_a_named_point_until_it_is_resumed(lab):
 
 
 @posix
+async def test_where_python_is_started_by_a_launcher_the_worker_itself_is_paused(lab, monkeypatch, tmp_path):
+    """On Windows the python.exe of an environment is a small program that starts another one, and waits for it."""
+    launcher = tmp_path / "python"
+    launcher.write_text(f"#!/bin/sh\n'{sys.executable}' \"$@\"\nexit $?\n", encoding="utf-8")
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    log = Recorder()
+    a = await lab.worker(write(lab, COUNTS), "A", log, pause_at="ready", most=4)
+    assert a.pid != a._child.pid and psutil.Process(a.pid).ppid() == a._child.pid
+    await lab.until(lambda: a.process.status() == psutil.STATUS_STOPPED)
+    a.resume()
+    assert await a.ended() == 0 and log.count("counted") == 4
+    b = await lab.worker(write(lab, WAITS), "B")
+    b.pause()
+    await lab.until(lambda: psutil.Process(b.pid).status() == psutil.STATUS_STOPPED)
+    await lab.close()
+    assert not running([b.pid]) and not b.alive
+
+
+@posix
 async def test_kill_stop_pause(lab):
     a, b, c = [await lab.worker(write(lab, WAITS), name) for name in "ABC"]
     assert a.alive and repr(a) == "<Worker A: running>"
@@ -140,10 +160,17 @@ async def test_a_worker_that_does_not_get_ready_says_why(lab, source, words):
     assert not any(worker.alive for worker in lab.workers)
 
 
-@pytest.mark.parametrize("name", ["", "charge", "charge.txt", "../charge.py", "/tmp/charge.py", "a-b.py", "a b.py", ".py"])
+@pytest.mark.parametrize("name", ["", "charge", "charge.txt", "../charge.py", "/charge.py", "a-b.py", "a b.py", ".py"])
 def test_a_file_has_a_plain_name(shared, name):
     with pytest.raises(LabError, match="wanted: a plain name such as charge.py"):
         workers.write("checks", name, WAITS)
+
+
+@posix
+def test_a_file_name_that_this_system_cannot_write_is_said(shared, python):
+    said, _ = python("from labkit import workers\nworkers.write('checks', 'w\\xf6rker.py', '')",
+                     LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0").communicate(timeout=60)
+    assert "LabError: Files of this system have names in ascii" in said and "wanted: a plain name" in said.lower(), said
 
 
 @pytest.mark.parametrize("source", ["", "def work(nc, js, point): pass", "async def works(nc, js, point): pass"])
@@ -270,7 +297,7 @@ def test_nor_one_whose_whole_process_group_is_killed(shared, python, monkeypatch
 
 
 BEGIN = """
-shop, url = await open_shop(), None if os.name == "nt" else await valkey(lab)
+shop, url = await open_shop(), None if sys.platform == "win32" else await valkey(lab)
 a, b = [await lab.worker("shop.py", name, **shop) for name in "AB"]
 b.pause()
 held, = launch._held.values()
@@ -304,7 +331,7 @@ async def jupyter():
     async with client.async_setup_kernel():
         for name in ("setup", "shop-tools", "shop-looks", "worker-shop"):
             await run(lesson[name])
-        yield client, run, json.loads(await run("import os\nfrom labkit import launch\n" + BEGIN))
+        yield client, run, json.loads(await run("import sys\nfrom labkit import launch\n" + BEGIN))
 
 
 @posix
