@@ -66,11 +66,11 @@ def packages():
 
 def install_command():
     """The command that installs the lab's packages into this environment, ready to be copied (text)."""
-    requirements = str(nodes.PROJECT / "requirements.txt")
-    command = [sys.executable, "-m", "pip", "install", "-r", requirements]
+    labkit = str(nodes.PROJECT)  # and with it all that requirements.txt pins; from whatever folder the command is run
+    command = [sys.executable, "-m", "pip", "install", "-e", labkit]
     if not importlib.util.find_spec("pip"):  # an environment that uv made
-        command = ["uv", "pip", "install", "--python", sys.executable, "-r", requirements]
-    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+        command = ["uv", "pip", "install", "--python", sys.executable, "-e", labkit]
+    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
 
 
 def installation():
@@ -89,10 +89,10 @@ def installation():
 
 def files():
     """Each process may only have so many files and connections open."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
+    if sys.platform == "win32":  # it has no such limit
         return
+    import resource
+    launch.allow_more_files()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_FILES:
         yield Finding("bad", f"A process may open {limit} files here; wanted: {LEAST_FILES}.",

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,9 +24,17 @@ from labkit import Lab, launch, nodes
 
 MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: a folder of that run
 TAKEN = []  # sockets that hold ports for this process, see free_base()
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--no-proxy-server", "--host-resolver-rules=MAP *.test 127.0.0.1"]
+# Words before a command: who runs it has no rights of its own, and may read but not write what is root's.
+STRANGER = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search", "--bounding-set=-all,+dac_read_search"]
+as_root = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("setpriv"),
+                             reason="only root may become another user")
 RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
+    "house": ("LABKIT_TEST_HOUSE", "requirements-dev.txt"),
     "soak": ("LABKIT_TEST_SOAK", "ten minutes"),
     "prometheus": ("LABKIT_TEST_PROMETHEUS", "the program prometheus (Debian's package of that name)"),
     "browser": ("LABKIT_TEST_BROWSER", "Chromium and tests/browser/requirements.txt"),
@@ -158,6 +167,23 @@ def settle(monkeypatch, folder, base):
     monkeypatch.delenv("NATS_URL", raising=False)
 
 
+def tracked():
+    """The files that git keeps of this project, or would keep (list of paths relative to it). Skips the test where it has none."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=nodes.PROJECT,
+                            capture_output=True, encoding="utf-8")
+    if listed.returncode:
+        pytest.skip("this folder is no clone")
+    return [Path(name) for name in listed.stdout.split("\0") if (nodes.PROJECT / name).is_file()]
+
+
+def copy_project(folder):
+    """Makes this folder, with the files of the project as a clone has them. Returns it."""
+    for path in tracked():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(nodes.PROJECT / path, folder / path)
+    return folder
+
+
 def free_base():
     """A client port whose nine ports are free, below those of private clusters (20000 and up). It is bound later, so the
     tenth of each ten is taken at once, until this process ends: another pytest that runs now draws other ports."""
@@ -195,6 +221,18 @@ def shots(tmp_path):
     folder = Path(os.environ.get("LABKIT_SHOTS") or tmp_path / "shots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests that are marked so."""
+    from playwright.sync_api import sync_playwright
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "no Chromium on the PATH (Debian: apt-get install chromium)"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=CHROMIUM)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
