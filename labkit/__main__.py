@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from labkit import claim, compose, nodes, paths
+from labkit import claim, compose, nodes, paths, serving
 from labkit import cluster as clusters
 from labkit import doctor as doctors
 from labkit.errors import LabError, explained
@@ -130,12 +130,9 @@ def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open
     if bad:
         raise LabError("\n".join(f"{finding.text} {finding.fix}" for finding in bad))
     up()
+    options = serving.options(port, browser, context.args, console.print)
     console.print("JupyterLab starts; end it with Ctrl-C. The cluster stays up until: python -m labkit down")
-    command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.root_dir={nodes.PROJECT}", "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               *([] if browser else ["--no-browser"]),
-               *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), *context.args]
+    command = [sys.executable, "-m", "jupyterlab", *options]
     # The lab's defaults for JupyterLab (no question about news over the lesson); a user's own settings win over them.
     config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), str(JUPYTER)]))
     _become(command, {**os.environ, "JUPYTER_CONFIG_PATH": config})
@@ -145,7 +142,7 @@ def _become(command, env):
     """Runs the command in place of this process: what ends this command, Ctrl-C or any signal, then ends that program in
     its own way, and nothing is left. Windows knows no such thing; there it is a child to wait for."""
     sys.stdout.flush()
-    if os.name != "nt":
+    if sys.platform != "win32":
         os.execve(command[0], command, env)
     server = subprocess.Popen(command, env=env)
     while True:

@@ -4,30 +4,17 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
+from browsing import CELLS, READY, assert_a_lesson_went_well, jupyterlab, look, run_all
 
 from labkit import cluster as clusters
 from labkit import nodes, notebook
 
 pytestmark = pytest.mark.browser
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
-READY = """() => { const w = window.jupyterapp?.shell?.currentWidget;
-    return w?.context?.isReady && w.sessionContext?.session?.kernel?.status === 'idle' }"""
-DONE = """() => { const w = jupyterapp.shell.currentWidget;
-    const cells = w.content.model.toJSON().cells.filter(c => c.cell_type === 'code' && c.source.trim());
-    return w.sessionContext.session.kernel.status === 'idle' && (cells.every(c => c.execution_count)
-        || cells.some(c => c.outputs.some(o => o.output_type === 'error'))) }"""
-CELLS = "() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.filter(c => c.cell_type === 'code')"
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +23,11 @@ def address(tmp_path_factory):
     (settings / "@jupyterlab" / "docmanager-extension").mkdir(parents=True)
     (settings / "@jupyterlab" / "docmanager-extension" / "plugin.jupyterlab-settings").write_text('{"autosave": false}', encoding="utf-8")
     was_up = asyncio.run(clusters.find())
-    port = next(port for port in range(18888, 18988) if nodes.is_free(port))
-    command = [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port), "--expose-app-in-browser",
-               "--IdentityProvider.token=look"]
-    lab = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                           env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings)})
-    end = time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=1)
-            break
-        except OSError:
-            assert lab.poll() is None and time.monotonic() < end, "the lab did not start: python -m labkit lab --no-browser"
-            time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(lab.pid, signal.SIGTERM)
-    lab.wait(timeout=30)
+    options = ["--expose-app-in-browser", "--IdentityProvider.token=look"]
+    with jupyterlab(settings, *options, JUPYTERLAB_SETTINGS_DIR=str(settings)) as (port, _):
+        yield f"http://127.0.0.1:{port}"
     if not was_up:
         clusters.end_embedded()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "no Chromium on the PATH (Debian: apt-get install chromium)"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 # To a browser, lessons that break nodes and experiments are no different from these; who looks, sees all.
@@ -77,15 +40,7 @@ def test_run_all_in_jupyterlab(address, browser, shots, lesson):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(120_000)
     page.goto(f"{address}/lab/tree/notebooks/{lesson}?reset&token=look")
-    page.wait_for_function(READY)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    page.wait_for_function(DONE, timeout=400_000)
-    cells = page.evaluate(CELLS)
-    bad = [(cell["id"], output.get("ename") or output["text"]) for cell in cells for output in cell["outputs"]
-           if output["output_type"] == "error" or output.get("name") == "stderr"]
-    assert not bad
-    assert re.search("closed: nothing left behind", str(cells[-1]["outputs"]))
+    assert_a_lesson_went_well(run_all(page))
     if LOOK:
         look(page, shots, lesson.removesuffix(".ipynb"))
     page.close()
@@ -171,16 +126,3 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
 def shot(page, cockpit, path):
     page.wait_for_timeout(800)  # the map is drawn twice a second
     cockpit.screenshot(path=path)
-
-
-def look(page, folder, name):
-    """Screenshots of the whole notebook, a screen at a time, into this folder."""
-    page.evaluate("() => jupyterapp.commands.execute('application:toggle-left-area')")
-    for number in range(40):
-        page.evaluate(f"""() => {{ const outer = document.querySelector('.jp-WindowedPanel-outer');
-            outer.scrollTop = {number} * 850 }}""")
-        page.wait_for_timeout(400)
-        page.screenshot(path=folder / f"{name}-{number:02}.png")
-        if page.evaluate("""() => { const outer = document.querySelector('.jp-WindowedPanel-outer');
-            return outer.scrollTop + outer.clientHeight >= outer.scrollHeight - 2 }"""):
-            return

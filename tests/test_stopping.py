@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -34,7 +33,7 @@ async def main():
     time.sleep(600)
 asyncio.run(main())
 """
-posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 
 def alive(pids):
@@ -132,7 +131,7 @@ def test_down_beside_up_leaves_one_state_or_the_other(own, command):
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
 def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -140,9 +139,9 @@ def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
     lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_for(lambda: nodes.listens(port) and urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=9).status == 200,
+        wait_for(lambda: nodes.listens(port) and nodes.DIRECT.open(f"http://127.0.0.1:{port}/api", timeout=9).status == 200,
                  timeout=120)
-        lab.send_signal(number)
+        lab.send_signal(getattr(signal, number))
         lab.wait(60)
         wait_for(lambda: not nodes.listens(port))
     finally:
