@@ -120,7 +120,7 @@ def test_the_nightly_run_pins_the_newest_server_and_client(copy, anywhere):
 
 @pytest.mark.network
 @pytest.mark.skipif(not UV, reason="needs uv: requirements-dev.txt")
-@pytest.mark.parametrize("python", ["3.11", "3.14"])
+@pytest.mark.parametrize("python", ["3.11", "3.15"])
 @pytest.mark.parametrize("system", ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-apple-darwin",
                                     "aarch64-apple-darwin", "x86_64-pc-windows-msvc"])
 def test_every_package_is_ready_made_for(system, python, anywhere):
