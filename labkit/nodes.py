@@ -46,7 +46,7 @@ def server_binary():
 
 def accounts():
     """Names of the accounts that a lab can open, read from nats.conf: one per lesson, and a few more."""
-    return [name for name in re.findall(r"user: (\w+)", CONFIG.read_text(encoding="utf-8")) if name not in ("sys", "sandbox")]
+    return [name for name in re.findall(r"user: (\w+)", CONFIG.read_text(encoding="utf-8")) if name not in ("sys", "sandbox", "readiness")]
 
 
 @dataclass

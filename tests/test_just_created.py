@@ -10,7 +10,7 @@ import asyncio
 
 from nats.js.errors import NoStreamResponseError
 
-from labkit import Lab
+from labkit import Lab, nodes, settle
 
 
 async def publish_ready(js, subject, payload, msg_id, tries=200):
@@ -41,3 +41,16 @@ async def test_publishing_with_a_retry_survives_the_moment_after_creation_on_eve
         await asyncio.gather(*(create_and_publish(number) for number in range(start, start + 6)))
     print(f"{sum(a > 1 for a in attempts)} of {len(attempts)} first publishes met the moment; most tries: {max(attempts)}")
     await lab.close()
+
+
+async def test_whether_a_cluster_is_ready_is_tried_in_an_account_in_which_nobody_works(lab, monkeypatch):
+    """Where an account loses its last stream, each node removes the folder of its streams, and refuses a stream that is
+    created in that moment (10049)."""
+    login, accounts = lab.cluster.login, []
+
+    def asked(account):
+        accounts.append(account)
+        return login(account)
+    monkeypatch.setattr(lab.cluster, "login", asked)
+    await settle.can_create(lab.cluster)
+    assert len(accounts) == 1 and accounts[0] not in nodes.accounts()
