@@ -31,18 +31,28 @@ def jupyterlab(folder, *options, become=(), **environment):
         detached = {} if sys.platform == "win32" else {"start_new_session": True}
         lab = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment}, **detached)
     try:
-        end = time.monotonic() + 180
-        while not answers(port):
-            assert lab.poll() is None and time.monotonic() < end, f"the lab did not start: {said.read_text(encoding='utf-8')}"
-            time.sleep(0.1)
+        wait_until_it_answers(port, lab)
         yield port, said
+    except AssertionError as error:
+        error.add_note(said.read_text(encoding="utf-8"))
+        raise
     finally:
         lab.terminate()
         lab.wait(timeout=30)
 
 
+def wait_until_it_answers(port, lab, timeout=180):
+    """Returns when JupyterLab, started by this process, answers on this port. timeout: seconds."""
+    end = time.monotonic() + timeout
+    while not answers(port):
+        assert lab.poll() is None, "it ended before it answered"
+        assert time.monotonic() < end, f"JupyterLab did not answer within {timeout} s"
+        time.sleep(0.1)
+
+
 def answers(port):
-    """True if a web server answers here, if only that it knows no such page."""
+    """True if a web server answers here, if only that it knows no such page. That somebody listens is not enough:
+    jupyter_server opens its port, closes it again, and resets whoever came meanwhile, before it opens it for good."""
     try:
         nodes.DIRECT.open(f"http://127.0.0.1:{port}/api", timeout=1).close()
     except urllib.error.HTTPError:

@@ -1,5 +1,4 @@
 """The README's first minute, from a fresh copy of the repository: with uv, with pip after it, and with a Python that is too old."""
-import contextlib
 import os
 import re
 import shutil
@@ -7,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import copy_project
+from browsing import wait_until_it_answers
+from conftest import copy_project, free_base
 
 from labkit import nodes
 
@@ -39,26 +38,15 @@ def anywhere(monkeypatch):
     return {**os.environ, "UV_PYTHON": getattr(sys, "_base_executable", sys.executable), "UV_PYTHON_DOWNLOADS": "never"}
 
 
-def answers(port, process):
-    """Waits until JupyterLab answers at this port. Returns the seconds that it took."""
-    began = time.monotonic()
-    while time.monotonic() < began + 300:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=1)
-            return time.monotonic() - began
-        assert process.poll() is None, "it ended"
-        time.sleep(0.1)
-    raise AssertionError("no JupyterLab after five minutes")
-
-
 @pytest.mark.network
 @pytest.mark.skipif(not UV, reason="needs uv: requirements-dev.txt")
 def test_uv_opens_the_lab_with_one_command_and_ends_what_it_started(copy, anywhere, tmp_path):
-    port = next(port for port in range(18888, 18988) if nodes.is_free(port))
+    port, began = free_base(), time.monotonic()
     with (tmp_path / "said").open("w", encoding="utf-8") as said:
         lab = subprocess.Popen([UV, "run", "python", "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
                                cwd=copy, env=anywhere, stdout=said, stderr=subprocess.STDOUT)
-        print(f"uv: JupyterLab answers after {answers(port, lab):.1f} s")
+        wait_until_it_answers(port, lab, timeout=300)
+        print(f"uv: JupyterLab answers after {time.monotonic() - began:.1f} s")
     below = [process for process in psutil.Process(lab.pid).children(recursive=True) if "nats-server" not in process.name()]
     assert any("jupyterlab" in " ".join(process.cmdline()) for process in below)
     lab.send_signal(signal.SIGTERM)

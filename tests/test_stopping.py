@@ -3,7 +3,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from browsing import wait_until_it_answers
+from conftest import free_base
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -133,14 +134,11 @@ def test_down_beside_up_leaves_one_state_or_the_other(own, command):
 @posix
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
 def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_base()
     lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_for(lambda: nodes.listens(port) and nodes.DIRECT.open(f"http://127.0.0.1:{port}/api", timeout=9).status == 200,
-                 timeout=120)
+        wait_until_it_answers(port, lab)
         lab.send_signal(getattr(signal, number))
         lab.wait(60)
         wait_for(lambda: not nodes.listens(port))
