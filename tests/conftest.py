@@ -23,7 +23,7 @@ from labkit import cluster as clusters
 from labkit import Lab, launch, nodes
 
 MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: a folder of that run
-TAKEN = []  # sockets that hold ports for this process, see free_base()
+TAKEN = {}  # first port -> sockets that hold ports for this process, see free_base()
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--no-proxy-server", "--host-resolver-rules=MAP *.test 127.0.0.1"]
 # Words before a command: who runs it has no rights of its own, and may read but not write what is root's.
@@ -124,6 +124,7 @@ def own(tmp_path, monkeypatch):
     clusters.end_embedded()
     launch.release()
     assert not nodes.strays(folder)
+    give_back(base)
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +187,8 @@ def copy_project(folder):
 
 def free_base():
     """A client port whose nine ports are free, below those of private clusters (20000 and up). It is bound later, so the
-    tenth of each ten is taken at once, until this process ends: another pytest that runs now draws other ports."""
+    tenth of each ten is taken at once, until give_back() or the end of this process: another pytest that runs now draws
+    other ports. There are two hundred such nines, and a run of the tests wants about as many, one after the other."""
     for base in random.sample(range(10000, 16000, 10), 600):
         tens = [base + offset for offset in (0, 2000, 4000)]
         if all(nodes.is_free(ten + i) for ten in tens for i in range(3)) and take([ten + 9 for ten in tens]):
@@ -195,15 +197,20 @@ def free_base():
 
 
 def take(ports):
-    """Binds these ports until the process ends. Returns False, and holds none of them, if one is taken."""
+    """Binds these ports until give_back() or the end of the process. Returns False, and holds none, if one is taken."""
     with contextlib.ExitStack() as held:
         try:
             for port in ports:
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
         except OSError:
             return False
-        TAKEN.append(held.pop_all())
+        TAKEN[ports[0]] = held.pop_all()
     return True
+
+
+def give_back(base):
+    """Lets others draw these ports again: nothing of the test listens there any more."""
+    TAKEN.pop(base + 9).close()
 
 
 @functools.cache
@@ -283,10 +290,12 @@ def python():
 def server(tmp_path):
     """Starts one plain nats-server (not of the lab) with this configuration; returns its port and process."""
     import psutil
-    started = []
+    started, drawn = [], []
 
     def run(config="", port=None, binary=None):
-        port = port or free_base()
+        if not port:
+            port = free_base()
+            drawn.append(port)
         folder = tmp_path / f"server-{port}"
         folder.mkdir()
         (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}", encoding="utf-8")
@@ -302,6 +311,8 @@ def server(tmp_path):
     for process in started:
         process.kill()
         process.wait()
+    for port in drawn:
+        give_back(port)
 
 
 def written(home):
