@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from conftest import tracked
+from conftest import copy_project, tracked
 from IPython.core.inputtransformer2 import TransformerManager
 
 from labkit import nodes
@@ -334,10 +334,7 @@ def has_text(content):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_a_clone_on_windows_has_the_line_ends_of_the_others(tmp_path):
-    origin = tmp_path / "origin"
-    for path in tracked():
-        (origin / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(nodes.PROJECT / path, origin / path)
+    origin = copy_project(tmp_path / "origin")
     git = ["git", "-c", "user.name=me", "-c", "user.email=me@here", "-c", "core.autocrlf=true"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run([*git, *command], cwd=origin, check=True, capture_output=True)
