@@ -17,6 +17,7 @@ from labkit.client import connect, farewell
 from labkit.errors import LabError, check_timeout, own_frames
 from labkit.launch import say_that_it_is_a_kill
 from labkit.private import Private
+from labkit.settle import can_create
 
 CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
                 nats.errors.NoServersError)
@@ -151,7 +152,8 @@ class Faults:
 
     async def heal(self, timeout=60):
         """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns when the three nodes
-        agree on a leader that sees the others. timeout: seconds; raises LabError that shows what was seen last."""
+        agree on a leader that sees the others, and an R3 stream can be created again. timeout: seconds, for each of the
+        two; raises LabError that shows what was seen last."""
         check_timeout(timeout)
         if not self.used:
             return
@@ -163,6 +165,7 @@ class Faults:
             await self._revive(node)
         await self.rejoin(*self.isolated)
         await state.wait_for_whole(self.lab, timeout)
+        await can_create(self.lab.cluster, timeout)
 
     async def _revive(self, node):
         if isinstance(self.lab.cluster, Private):

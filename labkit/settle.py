@@ -26,10 +26,11 @@ NOWHERE = {"Nats-Expected-Stream": "no-such-stream"}  # the leader refuses such 
 async def can_create(cluster, timeout=40):
     """Returns when an R3 stream was created on this cluster (and is gone again): the proof that it is ready.
 
-    A meta leader that sees all replicas is no proof: for some more milliseconds it may not know enough of the other servers
-    to place a stream on them (10005, "no suitable peers"; 3 of 160 boots). It is created in an account of its own: a node that
-    loses an account's last stream removes the folder of all its streams, and a stream that is created in that moment is
-    refused (10049; 3 of 547 times). timeout: seconds; raises LabError."""
+    A meta leader that sees all replicas is no proof: it places streams on servers whose statistics it has (else 10005, "no
+    suitable peers"). It lacks them for milliseconds after a boot (3 of 160 times), and for up to ten seconds once its routes
+    to a server were lost and made anew, as by a partition (route.go forgets them; 2 of 15 times). The stream is created in
+    an account of its own: a node that loses an account's last stream removes the folder of all its streams, and a stream
+    that is created in that moment is refused (10049; 3 of 547 times). timeout: seconds; raises LabError."""
     client, end = await connect(**cluster.login("readiness")), time.monotonic() + timeout
     js = client.jetstream(timeout=1)
     try:
@@ -52,21 +53,21 @@ async def settled(client, stream, timeout=20):
     timeout: seconds. Raises LabError if one stays silent. A program in production has no such call: it publishes or
     fetches again after a 503, which says that nobody has got the message."""
     js, end = client.jetstream(timeout=1), time.monotonic() + timeout
-    info = await _until_answered(lambda: js.stream_info(stream), end, f"stream {stream}")
+    info = await until_answered(lambda: js.stream_info(stream), end, f"stream {stream}")
     if info.config.subjects:  # a mirror has none
         subject = info.config.subjects[0].replace("*", "x").replace(">", "x")
-        await _until_answered(lambda: js.publish(subject, headers=dict(NOWHERE)), end, f"stream {stream}")
-        await _until_answered(lambda: _found(js, subject), end, "the list of streams")
+        await until_answered(lambda: js.publish(subject, headers=dict(NOWHERE)), end, f"stream {stream}")
+        await until_answered(lambda: _found(js, subject), end, "the list of streams")
 
     async def listed():
         found = await js.consumers_info(stream)
         if len(found) < min(256, info.state.consumer_count):  # 256: a page of the list
             raise TimeoutError("a consumer that was just made is not in the list yet")
         return found
-    for consumer in await _until_answered(listed, end, f"the list of consumers of {stream}"):
+    for consumer in await until_answered(listed, end, f"the list of consumers of {stream}"):
         if not consumer.config.deliver_subject:  # a pull consumer: its leader refuses a request that is no request
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
-            await _until_answered(lambda: client.request(subject, b"{", timeout=0.25), end, f"consumer {consumer.name}")
+            await until_answered(lambda: client.request(subject, b"{", timeout=0.25), end, f"consumer {consumer.name}")
 
 
 async def _found(js, subject):
@@ -76,7 +77,9 @@ async def _found(js, subject):
         raise TimeoutError("a stream that was just made is not in the list yet") from None
 
 
-async def _until_answered(ask, end, who):
+async def until_answered(ask, end, who):
+    """Asks (a coroutine function) again while nobody answers. A request that meets a change of leaders is answered by none
+    of them. end: of time.monotonic(); raises LabError after it."""
     while True:
         try:
             return await ask()

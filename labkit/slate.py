@@ -16,6 +16,7 @@ from labkit import cluster as clusters
 from labkit import nodes, paths, tables
 from labkit.client import connect, farewell, flush
 from labkit.errors import LabError
+from labkit.settle import until_answered
 
 NO_JETSTREAM = (10039, 10076)  # not enabled for the account, not enabled at all
 FAILURES = (LabError, NatsError, TimeoutError)  # how cleaning up may fail where the servers are not well
@@ -56,19 +57,27 @@ async def stream_names(client, timeout=15):
     return set(found)
 
 
-async def delete(js, name):
-    """Deletes a stream. Returns False if it was gone already: a list may name one for a moment
-    after its end."""
-    with contextlib.suppress(NotFoundError):
-        return await js.delete_stream(name)
-    return False
+async def delete(js, name, timeout=20):
+    """Deletes a stream; asks again where nobody answers. Returns False if it was gone already: a
+    list may name one for a moment after its end. timeout: seconds; raises LabError after it."""
+    asked = False
+
+    async def ask():
+        nonlocal asked
+        before, asked = asked, True
+        try:
+            return await js.delete_stream(name)
+        except NotFoundError:
+            return before  # the answer of an earlier try was lost
+
+    return await until_answered(ask, time.monotonic() + timeout, f"stream {name}")
 
 
 async def delete_all(client, names, timeout=10):
     """Deletes these streams (set of names) and waits until the meta leader no longer names them:
     until then, who looks for streams finds them, and takes them for somebody else's."""
     for name in names:
-        await delete(client.jetstream(), name)
+        await delete(client.jetstream(timeout=2), name)
     for _ in range(int(timeout / 0.02)):
         if not names or not names & await stream_names(client):
             return
@@ -370,7 +379,7 @@ async def wipe_accounts(topics):
         client = await connect(**cluster.login(topic))
         try:
             for name in await stream_names(client):
-                deleted += await delete(client.jetstream(), name)
+                deleted += await delete(client.jetstream(timeout=2), name)
         finally:
             await farewell(client, drain=False)
     return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"

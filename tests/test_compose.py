@@ -101,6 +101,7 @@ async def test_two_nodes_that_were_cut_off_meet_again_whichever_they_were(home):
         await lab.faults.isolate(*names)
         await asyncio.sleep(4)  # routes that are silent are given up after three pings, a second each
         await lab.faults.heal()
+        await lab.js.add_stream(name="".join(names), subjects=[".".join(names)], num_replicas=3)  # whole is whole
     await lab.close()
 
 

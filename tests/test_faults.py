@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labkit import Lab, LabError, nodes, programs, state, tables
+from labkit import Lab, LabError, nodes, programs, slate, state, tables
 from labkit import cluster as clusters
 
 OPEN = """
@@ -121,6 +121,19 @@ async def test_a_leader_that_is_killed_is_replaced_and_the_tables_say_so(lab):
     await lab.faults.heal()
     await lab.wait_for_current("ORDERS")
     assert set((await lab.replicas())["state"]) == {"current"}
+
+
+async def test_a_stream_is_deleted_also_when_the_leader_that_should_say_so_stands_still(lab):
+    """The stream's leader answers a delete. One that meets the end of its leadership is answered by nobody."""
+    await lab.faults.step_down(to="n1")
+    await lab.faults.step_down("ORDERS", to="n2")
+    client = await lab.connect(node="n1")
+    js = client.jetstream(timeout=1)
+    await lab.faults.pause("n2")
+    assert await slate.delete(js, "ORDERS") is True
+    assert await slate.stream_names(client) == set()
+    assert await slate.delete(js, "ORDERS") is False, "it was gone"
+    await lab.faults.heal()
 
 
 async def test_after_a_fault_only_what_nats_py_met_by_itself_is_no_news(lab):

@@ -118,4 +118,4 @@ async def test_a_leader_that_stays_silent_is_said(lab, monkeypatch):
     async def silent():
         raise NoStreamResponseError
     with pytest.raises(LabError, match="The leader of stream ORDERS did not answer in time: NoStreamResponseError"):
-        await settle._until_answered(silent, 0, "stream ORDERS")
+        await settle.until_answered(silent, 0, "stream ORDERS")

@@ -10,6 +10,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import ServiceUnavailableError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 CONNECT = """
 import asyncio, nats
@@ -173,8 +174,7 @@ async def _survived(lab, answer, stream, orders):
             await _ended(running)
         await lab.faults.heal()
         await client.close()
-        with contextlib.suppress(asyncio.TimeoutError):  # it goes with the cluster anyway
-            await lab.js.delete_stream(stream)
+        await delete(lab.js, stream)
 
 
 def _look_at(ids, orders):

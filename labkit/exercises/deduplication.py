@@ -6,6 +6,7 @@ from nats.js import api
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 
 class _Wire:
@@ -60,8 +61,7 @@ class _Overtaken:
 
 async def _fresh(lab, **config):
     """An empty stream, no id remembered."""
-    with contextlib.suppress(NotFoundError):
-        await lab.js.delete_stream(config["name"])
+    await delete(lab.js, config["name"])
     await lab.js.add_stream(**config)
     await lab.settled(config["name"])
 
@@ -194,8 +194,7 @@ async def window_for_retries(lab, answer):
             answer = api.StreamConfig(**answer)
     if not isinstance(answer, api.StreamConfig) or answer.name != "READINGS":
         raise NotYet(f"Your answer is {answer!r}. Wanted: api.StreamConfig(name=\"READINGS\", …).")
-    with contextlib.suppress(NotFoundError):
-        await lab.js.delete_stream("READINGS")
+    await delete(lab.js, "READINGS")
     try:
         config = (await lab.js.add_stream(answer)).config
     except APIError as error:

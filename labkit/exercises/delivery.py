@@ -1,13 +1,12 @@
 """Exercises of lesson 05: the right answer for each exception, a heartbeat, ack wait and batch."""
 import asyncio
-import contextlib
 import inspect
 import json
 import time
 
-from nats.js.errors import NotFoundError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 HANDLE = """
 async def answer(msg, process):
@@ -95,7 +94,7 @@ async def right_answer(lab, answer):
                                  + ("at least 0.2 s." if delay < 0.2 else "seconds, and at most 60 of them."))
     finally:
         await tap.unsubscribe()
-        await lab.js.delete_stream("EX_ANSWER")
+        await delete(lab.js, "EX_ANSWER")
 
 
 @exercise(
@@ -159,7 +158,7 @@ async def keep_it(lab, answer):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         _stop(before)
-        await lab.js.delete_stream("EX_KEEP")
+        await delete(lab.js, "EX_KEEP")
 
 
 @exercise(
@@ -208,8 +207,7 @@ async def nobody_shares(lab, answer):
                                  f"the work on the batch takes {batch * 0.3:.1f} s; wanted: an ack wait that outlasts it.")
             await msg.ack()
     finally:
-        with contextlib.suppress(NotFoundError):
-            await lab.js.delete_stream("EX_SHARE")
+        await delete(lab.js, "EX_SHARE")
 
 
 def _wants_function(answer, arguments):
@@ -225,8 +223,7 @@ def _word(payload):
 
 
 async def _stream(lab, name, bodies, **config):
-    with contextlib.suppress(NotFoundError):
-        await lab.js.delete_stream(name)
+    await delete(lab.js, name)
     await lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"])
     await lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", **config)
     await lab.settled(name)

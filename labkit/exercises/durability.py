@@ -1,14 +1,14 @@
 """Exercises of lesson 10: a stream that outlives its nodes, what a power failure can take, a replica ahead of its leader."""
 import asyncio
-import contextlib
 import copy
 
 from nats.errors import Error as NatsError
 from nats.js import api
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 
 from labkit import private, state
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 KEEPS = """
 from nats.js import api
@@ -46,7 +46,7 @@ async def keeps_orders(lab, answer):
         raise NotYet(f"orders is {answer!r}; wanted: an api.StreamConfig.")
     if answer.name != "EX_ORDERS":
         raise NotYet(f"The stream is named {answer.name!r}; wanted: 'EX_ORDERS'.")
-    await _gone(lab, "EX_ORDERS")
+    await delete(lab.js, "EX_ORDERS")
     try:
         info = await lab.js.add_stream(copy.copy(answer))
     except APIError as error:
@@ -60,7 +60,7 @@ async def keeps_orders(lab, answer):
                          "lost (section 1). Wanted: file storage.")
     finally:
         await lab.faults.heal()
-        await _gone(lab, "EX_ORDERS")
+        await delete(lab.js, "EX_ORDERS")
 
 
 async def _survives_a_node(lab, replicas):
@@ -154,7 +154,7 @@ async def ahead(lab, answer):
 
 async def _healthy(lab):
     """The views of a live stream with three replicas that all know their leader."""
-    await _gone(lab, "EX_VIEWS")
+    await delete(lab.js, "EX_VIEWS")
     await lab.js.add_stream(name="EX_VIEWS", subjects=["ex.views.*"], num_replicas=3)
     try:
         await lab.wait_for_leader("EX_VIEWS")
@@ -165,9 +165,4 @@ async def _healthy(lab):
             return views if there and state.leading(views, "EX_VIEWS") else None
         return await lab.until(known, timeout=15)
     finally:
-        await _gone(lab, "EX_VIEWS")
-
-
-async def _gone(lab, name):
-    with contextlib.suppress(NotFoundError):
-        await lab.js.delete_stream(name)
+        await delete(lab.js, "EX_VIEWS")

@@ -7,9 +7,9 @@ import json
 import sqlite3
 import uuid
 
-from nats.js.errors import NotFoundError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 SAFE = """
 %%worker mine.py
@@ -203,7 +203,7 @@ async def safe_worker(lab, answer):
             worker.kill()
             with contextlib.suppress(LabError):
                 await worker.ended()
-        await lab.js.delete_stream(stream)
+        await delete(lab.js, stream)
 
 
 @exercise(
@@ -225,8 +225,7 @@ async def audits(lab, answer):
     if not inspect.iscoroutinefunction(answer) or len(inspect.signature(answer).parameters) != 3:
         raise NotYet(f"{answer!r} is no coroutine function of three arguments; wanted: async def audit(js, stream, db).")
     stream, db = "EX_AUDIT", str(lab.scratch / f"audit-{uuid.uuid4().hex[:6]}.db")
-    with contextlib.suppress(NotFoundError):
-        await lab.js.delete_stream(stream)
+    await delete(lab.js, stream)
     await lab.js.add_stream(name=stream, subjects=["ex_audit.*"])
     await lab.settled(stream)
     try:
@@ -248,4 +247,4 @@ async def audits(lab, answer):
             if list(found[name]) != wanted:
                 raise NotYet(f"{name}: {list(found[name])}; wanted: {name}: {wanted}.")
     finally:
-        await lab.js.delete_stream(stream)
+        await delete(lab.js, stream)

@@ -3,9 +3,9 @@ import asyncio
 import contextlib
 import inspect
 
-from nats.js.errors import NotFoundError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 GIVEN_UP = """
 async def given_up(js, stream):
@@ -67,7 +67,7 @@ async def given_up(lab, answer):
         if extra := set(found) - set(wanted):
             raise NotYet(f"It names {', '.join(sorted(extra))} too; wanted: only consumers that have given up a message.")
     finally:
-        await lab.js.delete_stream("EX_GIVEN_UP")
+        await delete(lab.js, "EX_GIVEN_UP")
 
 
 WHAT = {"idle": "three messages pending, nobody has asked for them.",
@@ -80,8 +80,7 @@ WHAT = {"idle": "three messages pending, nobody has asked for them.",
 async def _given_up(lab):
     """EX_GIVEN_UP with three messages and the five consumers of WHAT."""
     js = lab.js
-    with contextlib.suppress(NotFoundError):
-        await js.delete_stream("EX_GIVEN_UP")
+    await delete(js, "EX_GIVEN_UP")
     await js.add_stream(name="EX_GIVEN_UP", subjects=["ex_given_up.*"])
     for name in WHAT:
         await js.add_consumer("EX_GIVEN_UP", durable_name=name, ack_policy="explicit", ack_wait=60, max_deliver=2)
@@ -142,7 +141,7 @@ async def count_once(lab, answer):
                              "and one with 4 on one node; a consumer of the first, which another node leads, has 4 pending.")
     finally:
         for name in made:
-            await lab.js.delete_stream(name)
+            await delete(lab.js, name)
 
 
 _made = 0

@@ -9,6 +9,7 @@ from nats.js.errors import NotFoundError, ServiceUnavailableError
 
 from labkit.exercises import NotYet, exercise
 from labkit.single import single
+from labkit.slate import delete
 
 OPTIONS = """
 errors = []
@@ -315,13 +316,13 @@ async def _end(lab, running, client, stream):
     if not client.is_closed:
         await client.close()
     with contextlib.suppress(NotFoundError):
-        await _answered(lambda: lab.js.delete_stream(stream))
+        await delete(lab.js, stream)
 
 
 async def _stream(lab, name, messages, **config):
     """A stream with so many messages and a consumer `worker`, and a subscription of another worker to it."""
     with contextlib.suppress(NotFoundError):
-        await _answered(lambda: lab.js.delete_stream(name))
+        await delete(lab.js, name)
     await _answered(lambda: lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"], **config))
     await _answered(lambda: lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", ack_wait=30))
     await lab.settled(name)

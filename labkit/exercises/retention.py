@@ -4,14 +4,12 @@ import asyncio
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 
 async def _without(js, *names):
     for name in names:
-        try:
-            await js.delete_stream(name)
-        except NotFoundError:
-            pass
+        await delete(js, name)
 
 
 async def _read(js, consumer, stream):

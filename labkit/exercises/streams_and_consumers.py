@@ -9,6 +9,7 @@ import nats.js.errors
 
 from labkit.errors import LabError
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 READINGS = [("oslo", "3"), ("rome", "18"), ("oslo", "4"), ("cairo", "30"), ("rome", "19"), ("oslo", "5")]
 NEWEST = {"ex.sensors.oslo": "5", "ex.sensors.rome": "19", "ex.sensors.cairo": "30"}
@@ -257,15 +258,13 @@ async def widen(lab, answer):
 @contextlib.asynccontextmanager
 async def _stream(lab, name, subjects, **config):
     """A stream for one check: fresh at the start, gone at the end."""
-    with contextlib.suppress(nats.js.errors.NotFoundError):
-        await lab.js.delete_stream(name)
+    await delete(lab.js, name)
     await lab.js.add_stream(name=name, subjects=subjects, **config)
     try:
         await lab.settled(name)
         yield
     finally:
-        with contextlib.suppress(nats.js.errors.NotFoundError):
-            await lab.js.delete_stream(name)
+        await delete(lab.js, name)
 
 
 def _wants_function(answer, arguments):

@@ -1,9 +1,9 @@
 """Exercises of lesson 12: tell broken consumers apart, and say what became of a publish."""
 import inspect
 
-from nats.js.errors import NotFoundError
 
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 DIAGNOSE = """
 async def answer(js, stream, consumer):
@@ -36,10 +36,7 @@ def _wants(answer, arguments):
 
 async def _fresh(lab, name, **config):
     """A new stream of this name; on the slate that is cleaned at the end."""
-    try:
-        await lab.js.delete_stream(name)
-    except NotFoundError:
-        pass
+    await delete(lab.js, name)
     await lab.js.add_stream(name=name, **config)
     await lab.settled(name)
 
@@ -90,7 +87,7 @@ async def diagnose(lab, answer):
                              f"{info.num_ack_pending} out (limit 3), delivered up to {info.delivered.stream_seq}, "
                              f"{'paused' if info.paused else 'not paused'}.")
     finally:
-        await js.delete_stream("EX_WARD")
+        await delete(js, "EX_WARD")
 
 
 @exercise(
@@ -118,4 +115,4 @@ async def fate(lab, answer):
                 raise NotYet(f"fate said {said!r} of {what}; wanted: {word!r}. The stream holds "
                              f"{(await lab.js.stream_info('EX_FATE')).state.messages} messages, limit 2.")
     finally:
-        await lab.js.delete_stream("EX_FATE")
+        await delete(lab.js, "EX_FATE")

@@ -5,10 +5,10 @@ import contextlib
 import inspect
 import time
 
-from nats.js.errors import NotFoundError
 
 from labkit.errors import LabError
 from labkit.exercises import NotYet, exercise
+from labkit.slate import delete
 
 BATCH = """
 def answer(config, workers, seconds):
@@ -82,7 +82,7 @@ async def batch_size(lab, answer):
                          "at most half of it.")
         if batch != wanted:
             raise NotYet(f"{case} it returned {batch}; wanted: {wanted}, the largest that fits. More requests bring nothing.")
-    await lab.js.delete_stream("EX_BATCH")
+    await delete(lab.js, "EX_BATCH")
 
 
 async def _saw_twice(case, batch, idle, held, seconds, start):
@@ -178,7 +178,7 @@ async def bring_down(lab, answer):
     if 13 not in done:
         raise NotYet("handle raised for order 13, and it was settled all the same, so it is never done; wanted: a nak, so that it "
                      "comes back.")
-    await lab.js.delete_stream("EX_DOWN")
+    await delete(lab.js, "EX_DOWN")
 
 
 def _wants(answer, arguments, coroutine):
@@ -192,8 +192,7 @@ def _wants(answer, arguments, coroutine):
 
 async def _stream(lab, name, messages, workers, **config):
     """A stream of numbered messages with one consumer. Returns as many subscriptions to it as there are workers."""
-    with contextlib.suppress(NotFoundError):
-        await lab.js.delete_stream(name)
+    await delete(lab.js, name)
     await lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"], storage="memory")
     await lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", **config)
     await lab.settled(name)
