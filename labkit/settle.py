@@ -28,7 +28,7 @@ async def can_create(cluster, timeout=40):
 
     A meta leader that sees all replicas is no proof: it places streams on servers whose statistics it has (else 10005, "no
     suitable peers"). It lacks them for milliseconds after a boot (3 of 160 times), and for up to ten seconds once its routes
-    to a server were lost and made anew, as by a partition (route.go forgets them; 2 of 15 times). The stream is created in
+    to a server were lost and made anew, as by a partition (route.go forgets them; 4 of 27 times). The stream is created in
     an account of its own: a node that loses an account's last stream removes the folder of all its streams, and a stream
     that is created in that moment is refused (10049; 3 of 547 times). timeout: seconds; raises LabError."""
     client, end = await connect(**cluster.login("readiness")), time.monotonic() + timeout
