@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import time
@@ -60,15 +61,14 @@ async def stream_names(client, timeout=15):
 async def delete(js, name, timeout=20):
     """Deletes a stream; asks again where nobody answers. Returns False if it was gone already: a
     list may name one for a moment after its end. timeout: seconds; raises LabError after it."""
-    asked = False
+    tries = itertools.count()
 
     async def ask():
-        nonlocal asked
-        before, asked = asked, True
+        first = next(tries) == 0
         try:
             return await js.delete_stream(name)
         except NotFoundError:
-            return before  # the answer of an earlier try was lost
+            return not first  # a try before deleted it, and its answer was lost
 
     return await until_answered(ask, time.monotonic() + timeout, f"stream {name}")
 

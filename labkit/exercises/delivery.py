@@ -4,7 +4,6 @@ import inspect
 import json
 import time
 
-
 from labkit.exercises import NotYet, exercise
 from labkit.slate import delete
 

@@ -7,7 +7,6 @@ import json
 import sqlite3
 import uuid
 
-
 from labkit.exercises import NotYet, exercise
 from labkit.slate import delete
 

@@ -3,7 +3,6 @@ import asyncio
 import contextlib
 import inspect
 
-
 from labkit.exercises import NotYet, exercise
 from labkit.slate import delete
 

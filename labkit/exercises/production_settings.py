@@ -315,14 +315,12 @@ async def _end(lab, running, client, stream):
         await asyncio.gather(running, return_exceptions=True)
     if not client.is_closed:
         await client.close()
-    with contextlib.suppress(NotFoundError):
-        await delete(lab.js, stream)
+    await delete(lab.js, stream)
 
 
 async def _stream(lab, name, messages, **config):
     """A stream with so many messages and a consumer `worker`, and a subscription of another worker to it."""
-    with contextlib.suppress(NotFoundError):
-        await delete(lab.js, name)
+    await delete(lab.js, name)
     await _answered(lambda: lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"], **config))
     await _answered(lambda: lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", ack_wait=30))
     await lab.settled(name)

@@ -1,7 +1,6 @@
 """Exercises of lesson 12: tell broken consumers apart, and say what became of a publish."""
 import inspect
 
-
 from labkit.exercises import NotYet, exercise
 from labkit.slate import delete
 

@@ -5,7 +5,6 @@ import contextlib
 import inspect
 import time
 
-
 from labkit.errors import LabError
 from labkit.exercises import NotYet, exercise
 from labkit.slate import delete
