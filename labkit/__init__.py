@@ -6,8 +6,9 @@ if sys.version_info < (3, 11):
     sys.exit("labkit needs Python 3.11 or newer; this is %d.%d (%s). Make the environment anew with a newer one, "
              "for example: python3.12 -m venv .venv" % (sys.version_info[0], sys.version_info[1], sys.executable))
 
+from labkit import pictures
 from labkit.errors import LabError
-from labkit.lab import Lab
-from labkit.record import Recorder
+from labkit.lesson.lab import Lab
+from labkit.wire.record import Recorder
 
-__all__ = ["Lab", "LabError", "Recorder"]
+__all__ = ["Lab", "LabError", "Recorder", "pictures"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -12,12 +13,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from labkit import claim, compose, nodes, paths, serving
-from labkit import cluster as clusters
+from labkit import jupyter_options, paths
+from labkit.cluster import containers, nodes
+from labkit.lesson import lock
+from labkit.cluster import lifecycle
 from labkit import doctor as doctors
-from labkit.errors import LabError, explained
+from labkit.errors import explained, LabError
 
-JUPYTER = nodes.CONFIG.with_name("jupyter")
+JUPYTER = Path(__file__).with_name("jupyter")
 PLAIN = {"…": "...", "–": "-", "→": "->", "✓": "+", "✗": "x", "·": "-", "×": "x"}  # for encodings that lack them
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="NATS Lab: a three-node cluster to learn on.")
@@ -30,23 +33,23 @@ def up():
     """Start the cluster, or find it if it is up."""
     began = time.monotonic()
     with _spinner("looking for a cluster") as spinner:
-        cluster = asyncio.run(clusters.find_or_start(lambda text: spinner.update(Text(f"{text} …"))))
+        cluster = asyncio.run(lifecycle.find_or_start(lambda text: spinner.update(Text(f"{text} …"))))
     console.print(f"cluster up after {time.monotonic() - began:.1f} s ({_which(cluster)}): {cluster.shown}")
 
 
 @app.command()
 def down(yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask, even if lessons are open")] = False):
     """End the cluster that this project started (processes, and containers if they run), and remove its data."""
-    where = clusters.place(clusters.running_port())
-    _ask_about_open_lessons(f"Ending the cluster ({where}) ends them too.", claim.open_lessons(), yes)
+    where = lifecycle.place(lifecycle.running_port())
+    _ask_about_open_lessons(f"Ending the cluster ({where}) ends them too.", lock.open_lessons(), yes)
     with _spinner("ending"):
-        count, left = clusters.end_embedded()
-        containers = os.environ.get("LABKIT_BACKEND") != "embedded" and asyncio.run(clusters.find_compose())
-        if containers:
-            compose.run("--profile", "monitoring", "--profile", "valkey", "down", "-v")
+        count, left = lifecycle.end_embedded()
+        up_as_containers = os.environ.get("LABKIT_BACKEND") != "embedded" and asyncio.run(lifecycle.find_compose())
+        if up_as_containers:
+            containers.run("--profile", "monitoring", "--profile", "valkey", "down", "-v")
     console.print(f"cluster down ({where}): " + (f"{count} processes ended" if count else "no process was running")
                   + (f", and {left} that killed kernels had left" if left else "")
-                  + (", containers removed" if containers else ""))
+                  + (", containers removed" if up_as_containers else ""))
 
 
 def _spinner(what):
@@ -56,7 +59,7 @@ def _spinner(what):
 
 def _which(cluster):
     """Which cluster this is, in words."""
-    return f"embedded, {clusters.place()}" if cluster.backend == "embedded" else cluster.backend
+    return f"embedded, {lifecycle.place()}" if cluster.backend == "embedded" else cluster.backend
 
 
 def _ask_about_open_lessons(what, lessons, yes):
@@ -76,19 +79,19 @@ def _ask_about_open_lessons(what, lessons, yes):
 @app.command()
 def status():
     """Show the nodes of the cluster (exit code 1 if not all of them are up)."""
-    cluster = asyncio.run(clusters.find()) or clusters.part()
+    cluster = asyncio.run(lifecycle.find()) or lifecycle.part()
     if not cluster:
-        running = clusters.running_port()
+        running = lifecycle.running_port()
         way_out = "Start one: python -m labkit up"
         if running:
             way_out = f"The cluster of this home is up on other ports: set LABKIT_PORT={running}."
-        console.print(f"no cluster is up ({clusters.place()}). {way_out}")
+        console.print(f"no cluster is up ({lifecycle.place()}). {way_out}")
         raise typer.Exit(1)
     console.print(f"{_which(cluster)}: {cluster.shown}")
     if cluster.backend == "attached":
         console.print(f"nats-server {asyncio.run(doctors.version(cluster))} answers")
         return
-    from labkit import tables
+    from labkit.cluster import tables
     frame = asyncio.run(tables.nodes(cluster))
     console.print(frame.astype(object).where(frame.notna(), "").reset_index().to_string(index=False))
     silent = list(frame.index[frame["state"] != "up"])
@@ -102,11 +105,11 @@ def status():
 def reset(lesson: Annotated[Optional[str], typer.Argument(help="one lesson's account, e.g. core_nats")] = None,
           yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask, even if lessons are open")] = False):
     """Delete the streams of one lesson, or of all, as if nobody had run them. The cluster stays up."""
-    from labkit.slate import wipe_accounts
-    lessons = {topic: pid for topic, pid in claim.open_lessons().items() if lesson in (None, topic)}
+    from labkit.lesson.cleanup import wipe_accounts
+    lessons = {topic: pid for topic, pid in lock.open_lessons().items() if lesson in (None, topic)}
     _ask_about_open_lessons("A reset deletes the streams that they work with.", lessons, yes)
     said = asyncio.run(wipe_accounts([lesson] if lesson else nodes.accounts()))
-    console.print(f"{said} ({clusters.place()})")
+    console.print(f"{said} ({lifecycle.place()})")
 
 
 @app.command()
@@ -130,7 +133,7 @@ def lab(context: typer.Context, browser: Annotated[bool, typer.Option(help="open
     if bad:
         raise LabError("\n".join(f"{finding.text} {finding.fix}" for finding in bad))
     up()
-    options = serving.options(port, browser, context.args, console.print)
+    options = jupyter_options.options(port, browser, context.args, console.print)
     console.print("JupyterLab starts; end it with Ctrl-C. The cluster stays up until: python -m labkit down")
     command = [sys.executable, "-m", "jupyterlab", *options]
     # The lab's defaults for JupyterLab (no question about news over the lesson); a user's own settings win over them.
@@ -157,9 +160,9 @@ def execute(notebooks: Annotated[Optional[list[str]], typer.Argument(help="numbe
             check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 if something changed")] = False,
             refresh: Annotated[bool, typer.Option("--refresh", help="also renew times and pictures")] = False):
     """Execute notebooks and write them in the form in which they are committed."""
-    from labkit import notebook
+    from labkit import notebooks
     with _spinner("executing notebooks"):
-        changed = notebook.execute_all(notebook.find(notebooks or ()), check, refresh, console.print)
+        changed = notebooks.execute_all(notebooks.find(notebooks or ()), check, refresh, console.print)
     raise typer.Exit(bool(check and changed))
 
 
@@ -172,15 +175,15 @@ def experiment(name: Annotated[str, typer.Argument(help="number, name or path, f
                keep: Annotated[bool, typer.Option(
                    "--keep", help="write the results into the notebook itself as well")] = False):
     """Run an experiment with other parameters. Stopped in the middle, the same command goes on."""
-    from labkit import experiment as experiments
-    from labkit import notebook
+    from labkit.experiments import runner
+    from labkit import notebooks
     values = dict(item.split("=", 1) for item in parameter or () if "=" in item)
     if len(values) != len(parameter or ()):
         raise LabError(f"--parameter {' '.join(parameter)}; wanted: name=value, for example -p sizes=[128]")
     values = {key: yaml.safe_load(value) for key, value in values.items()} | ({"repeats": repeats} if repeats is not None else {})
-    out = out or str(paths.work() / notebook.find([name])[0].stem)
+    out = out or str(paths.work() / notebooks.find([name])[0].stem)
     with _spinner(f"running experiment {name}"):
-        left = experiments.run(name, values, out, keep)
+        left = runner.run(name, values, out, keep)
     for path in left:
         console.print(path)
 

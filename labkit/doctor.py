@@ -16,9 +16,11 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from labkit import cluster as clusters
-from labkit import launch, nodes
-from labkit.client import connect
+from labkit.cluster import lifecycle
+from labkit import paths
+from labkit.cluster import nodes
+from labkit.system import launching, ports
+from labkit.cluster.connection import connect
 from labkit.errors import LabError
 
 MARK = {"good": ("✓ ok  ", "green"), "note": ("· note", "yellow"), "bad": ("✗ BAD ", "red")}
@@ -44,7 +46,7 @@ def python():
 
 def packages():
     wrong = []
-    for line in (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+    for line in (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if "==" not in line:
             continue
         pin = Requirement(line.split(" #")[0].strip())
@@ -66,7 +68,7 @@ def packages():
 
 def install_command():
     """The command that installs the lab's packages into this environment, ready to be copied (text)."""
-    labkit = str(nodes.PROJECT)  # and with it all that requirements.txt pins; from whatever folder the command is run
+    labkit = str(paths.PROJECT)  # and with it all that requirements.txt pins; from whatever folder the command is run
     command = [sys.executable, "-m", "pip", "install", "-e", labkit]
     if not importlib.util.find_spec("pip"):  # an environment that uv made
         command = ["uv", "pip", "install", "--python", sys.executable, "-e", labkit]
@@ -79,11 +81,11 @@ def installation():
     said = subprocess.run([sys.executable, "-P", "-c", find], capture_output=True, text=True, encoding="utf-8",
                           errors="replace", stdin=subprocess.DEVNULL, cwd=Path(sys.prefix)).stdout.strip()
     seen = Path(ast.literal_eval(said)).resolve().parents[1] if said not in ("", "None") else None
-    if seen == nodes.PROJECT:
-        yield Finding("good", f"Notebooks use the labkit of this folder: {nodes.PROJECT}")
+    if seen == paths.PROJECT:
+        yield Finding("good", f"Notebooks use the labkit of this folder: {paths.PROJECT}")
     else:
         where = f"uses the labkit of another folder: {seen}" if seen else "does not know labkit"
-        yield Finding("bad", f"This environment {where}. Wanted: {nodes.PROJECT}. Was the folder moved or copied?",
+        yield Finding("bad", f"This environment {where}. Wanted: {paths.PROJECT}. Was the folder moved or copied?",
                       install_command())
 
 
@@ -92,7 +94,7 @@ def files():
     if sys.platform == "win32":  # it has no such limit
         return
     import resource
-    launch.allow_more_files()
+    launching.allow_more_files()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_FILES:
         yield Finding("bad", f"A process may open {limit} files here; wanted: {LEAST_FILES}.",
@@ -113,19 +115,19 @@ def localhost():
                       f"Let it connect to nats://127.0.0.1:{nodes.first_port()}")
 
 
-def ports():
-    cluster = asyncio.run(clusters.find())
+def cluster_or_ports():
+    cluster = asyncio.run(lifecycle.find())
     if cluster and cluster.backend == "attached":
         return []  # the lab starts nothing, so it wants no port; see attached()
     if cluster:
         return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {cluster.shown}")]
-    first, running = nodes.first_port(), clusters.running_port()
+    first, running = nodes.first_port(), lifecycle.running_port()
     if running not in (None, first):
-        return [Finding("bad", f"The cluster of this home is up on {clusters.place(running)}, and LABKIT_PORT asks for {first}.",
+        return [Finding("bad", f"The cluster of this home is up on {lifecycle.place(running)}, and LABKIT_PORT asks for {first}.",
                         f"Set LABKIT_PORT={running}, or end it: python -m labkit down")]
-    ours = [process.pid for process in nodes.strays(nodes.home())]
+    ours = [process.pid for process in nodes.strays(paths.home())]
     taken = {port: who for offset in (0, 2000, 4000) for port in range(first + offset, first + offset + 3)
-             if (who := nodes.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)}
+             if (who := ports.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)}
     if taken:
         return [Finding("bad", f"Port {port} is held by {who}.", "End that program, or use other ports: set the "
                         f"environment variable LABKIT_PORT={nodes.other_port()}") for port, who in taken.items()]
@@ -134,14 +136,14 @@ def ports():
 
 
 def disk():
-    place = nodes.home()
+    place = paths.home()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
         yield Finding("bad", f"{place} may not be written to.", "Set LABKIT_HOME to a folder of yours")
-    elif free < clusters.LEAST_ROOM:
-        yield Finding("bad", f"{free / 2**20:.0f} MiB of disk are free at {place}; wanted: {clusters.LEAST_ROOM >> 20} MiB.",
+    elif free < lifecycle.LEAST_ROOM:
+        yield Finding("bad", f"{free / 2**20:.0f} MiB of disk are free at {place}; wanted: {lifecycle.LEAST_ROOM >> 20} MiB.",
                       "Free some space, or set LABKIT_HOME to a folder on another disk")
     else:
         yield Finding("good", f"{free / 2**30:.0f} GiB of disk are free at {place}")
@@ -149,16 +151,16 @@ def disk():
 
 def leftovers():
     now = "To end and remove them: python -m labkit down"
-    running = nodes.strays(nodes.home())
-    if running and not asyncio.run(clusters.find()) and clusters.running_port() == nodes.first_port():
+    running = nodes.strays(paths.home())
+    if running and not asyncio.run(lifecycle.find()) and lifecycle.running_port() == nodes.first_port():
         yield Finding("note", f"{len(running)} node(s) of an earlier run are still there: {_pids(running)}.",
                       f"The next start ends them or uses them. {now}")
-    processes, folders = launch.orphans()
+    processes, folders = launching.orphans()
     left = []
     if processes:
         left.append(f"{len(processes)} process(es): {_pids(processes)}")
     if folders:
-        left.append(f"{len(folders)} folder(s) in {nodes.home() / 'kernels'}")
+        left.append(f"{len(folders)} folder(s) in {paths.home() / 'kernels'}")
     if left:
         yield Finding("note", f"A kernel that was killed left {', and '.join(left)}.", now)
 
@@ -192,7 +194,7 @@ def _docker_answers():
 def attached():
     if not os.environ.get("NATS_URL") or os.environ.get("LABKIT_BACKEND"):
         return
-    cluster = asyncio.run(clusters.find())
+    cluster = asyncio.run(lifecycle.find())
     try:
         yield Finding("good", f"NATS_URL answers: nats-server {asyncio.run(version(cluster))} at {cluster.shown}")
     except LabError as error:
@@ -208,4 +210,4 @@ async def version(cluster):
         await client.close()
 
 
-CHECKS = (python, packages, installation, ports, localhost, files, disk, leftovers, docker, attached)
+CHECKS = (python, packages, installation, cluster_or_ports, localhost, files, disk, leftovers, docker, attached)

@@ -8,9 +8,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from labkit.cockpit import WIDGETS
+from labkit.cockpit.panel import WIDGETS
 from labkit.errors import LabError
-from labkit.nodes import PROJECT
+from labkit.paths import PROJECT
 
 FOLDER = PROJECT / "notebooks"
 KEPT = {"tags", "jupyter"}  # cell metadata that stays

@@ -4,7 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from labkit.errors import LabError, advice
+from labkit.errors import advice, LabError
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ import urllib.error
 
 from conftest import free_base
 
-from labkit import nodes
+from labkit.cluster import nodes
 
 READY = """() => { const w = window.jupyterapp?.shell?.currentWidget;
     return w?.context?.isReady && w.sessionContext?.session?.kernel?.status === 'idle' }"""

@@ -19,8 +19,10 @@ import pytest
 from jupyter_client.connect import LocalPortCache
 from xdist.scheduler import LoadScopeScheduling
 
-from labkit import cluster as clusters
-from labkit import Lab, launch, nodes
+import labkit as package
+from labkit import Lab, paths
+from labkit.cluster import lifecycle, nodes
+from labkit.system import launching, ports
 
 MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: a folder of that run
 TAKEN = {}  # first port -> sockets that hold ports for this process, see free_base()
@@ -45,7 +47,7 @@ def pytest_configure(config):
     os.environ["LABKIT_HEADLESS"] = "1"
     os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # an open() that names no encoding is an EncodingWarning
     os.environ["PYTHONWARNINGS"] = our_warnings_are_errors()
-    LocalPortCache.find_available_port = lambda cache, ip: next(filter(nodes.is_free, ports_for_kernels()))
+    LocalPortCache.find_available_port = lambda cache, ip: next(filter(ports.is_free, ports_for_kernels()))
     for marker, (switch, needs) in RUN_IF.items():
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
@@ -53,9 +55,9 @@ def pytest_configure(config):
 def our_warnings_are_errors():
     """PYTHONWARNINGS for the processes that tests start (kernels, the command, workers): what Python will do without one
     day is an error where our code does it (cells and programs are called __main__), and no affair of ours elsewhere."""
-    package = Path(nodes.__file__).parent
-    modules = [".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
-               for path in package.rglob("*.py")]
+    folder = Path(package.__file__).parent
+    modules = [".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
+               for path in folder.rglob("*.py")]
     kinds = "DeprecationWarning", "PendingDeprecationWarning", "EncodingWarning"
     return ",".join(["ignore::EncodingWarning"]
                     + [f"error::{kind}:{name}" for kind in kinds for name in ["__main__", *modules]])
@@ -92,10 +94,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_sessionstart(session):
     """Whatever the tests start, in any process, carries a mark, and ends when this process does, also by SIGKILL."""
-    session.was_up = bool(asyncio.run(clusters.find()))
+    session.was_up = bool(asyncio.run(lifecycle.find()))
     if not hasattr(session.config, "workerinput"):
         mark = tempfile.mkdtemp(prefix="labkit-tests-")
-        session.ward = launch.launch([sys.executable, "-P", str(launch.WARD), mark, MARK], outlives=True, stdin=subprocess.PIPE)
+        session.reaper = launching.launch([sys.executable, "-P", str(launching.REAPER), mark, MARK], outlives=True, stdin=subprocess.PIPE)
         os.environ[MARK] = mark
 
 
@@ -104,7 +106,7 @@ def pytest_sessionfinish(session):
     if hasattr(session.config, "workerinput"):
         return  # a worker of pytest-xdist: its parent looks round
     if not session.was_up and os.environ.get("LABKIT_BACKEND") != "compose":
-        clusters.end_embedded()
+        lifecycle.end_embedded()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     doubtful = [report.nodeid for state in ("skipped", "xfailed", "xpassed") for report in reporter.stats.get(state, [])
                 if report.nodeid.split("::")[0].endswith(".ipynb")]
@@ -121,8 +123,8 @@ def own(tmp_path, monkeypatch):
     settle(monkeypatch, folder, base)
     yield folder
     settle(monkeypatch, folder, base)  # whatever the test has set: nobody else's cluster is ended here
-    clusters.end_embedded()
-    launch.release()
+    lifecycle.end_embedded()
+    launching.release()
     assert not nodes.strays(folder)
     give_back(base)
 
@@ -133,8 +135,8 @@ def session_home(tmp_path_factory):
     yield folder, base
     with pytest.MonkeyPatch.context() as monkeypatch:
         settle(monkeypatch, folder, base)
-        clusters.end_embedded()
-        launch.release()
+        lifecycle.end_embedded()
+        launching.release()
 
 
 @pytest.fixture
@@ -170,18 +172,18 @@ def settle(monkeypatch, folder, base):
 
 def tracked():
     """The files that git keeps of this project, or would keep (list of paths relative to it). Skips the test where it has none."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=nodes.PROJECT,
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=paths.PROJECT,
                             capture_output=True, encoding="utf-8")
     if listed.returncode:
         pytest.skip("this folder is no clone")
-    return [Path(name) for name in listed.stdout.split("\0") if (nodes.PROJECT / name).is_file()]
+    return [Path(name) for name in listed.stdout.split("\0") if (paths.PROJECT / name).is_file()]
 
 
 def copy_project(folder):
     """Makes this folder, with the files of the project as a clone has them. Returns it."""
     for path in tracked():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(nodes.PROJECT / path, folder / path)
+        shutil.copyfile(paths.PROJECT / path, folder / path)
     return folder
 
 
@@ -191,7 +193,7 @@ def free_base():
     other ports. There are two hundred such nines, and a run of the tests wants about as many, one after the other."""
     for base in random.sample(range(10000, 16000, 10), 600):
         tens = [base + offset for offset in (0, 2000, 4000)]
-        if all(nodes.is_free(ten + i) for ten in tens for i in range(3)) and take([ten + 9 for ten in tens]):
+        if all(ports.is_free(ten + i) for ten in tens for i in range(3)) and take([ten + 9 for ten in tens]):
             return base
     raise RuntimeError("no nine free ports between 10000 and 20000")
 
@@ -303,7 +305,7 @@ def server(tmp_path):
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder))
         end = time.monotonic() + 20
         while time.monotonic() < end and started[-1].poll() is None:
-            if nodes.listens(port):
+            if ports.listens(port):
                 return port, psutil.Process(started[-1].pid)
             time.sleep(0.01)
         raise RuntimeError("the server did not start")

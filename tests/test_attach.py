@@ -10,8 +10,10 @@ import nats
 import nkeys
 import pytest
 
-from labkit import Lab, LabError, Recorder, clinic, nodes, workers
-from labkit import cluster as clusters
+from labkit import clinic, Lab, LabError, paths, Recorder
+from labkit.cluster import nodes
+from labkit.processes import workers
+from labkit.cluster import lifecycle
 
 
 @pytest.fixture
@@ -49,11 +51,12 @@ def killed_after(python, *lines):
     """Runs these lines in a kernel with a lab open; kills it once its note on disk has ORDERS."""
     body = "".join(f"    {line}\n" for line in lines)
     kernel = python("import asyncio\n"
-                    "from labkit import Lab, nodes, workers\n"
+                    "from labkit import Lab, paths\n"
+                    "from labkit.processes import workers\n"
                     "async def main():\n"
                     "    lab = await Lab.open('checks')\n"
                     f"{body}"
-                    "    note = nodes.home() / 'lessons' / 'checks.made.json'\n"
+                    "    note = paths.home() / 'lessons' / 'checks.made.json'\n"
                     "    await lab.until(lambda: note.exists() and 'ORDERS' in note.read_text(encoding='utf-8'))\n"
                     "    print('made', flush=True)\n"
                     "    await asyncio.sleep(60)\n"
@@ -112,7 +115,7 @@ async def url(request, attach, server, shared):
         url = f"nats://127.0.0.1:{server(JETSTREAM)[0]}"
         attach(url)
     else:
-        members = (await clusters.find_or_start()).nodes
+        members = (await lifecycle.find_or_start()).nodes
         url = ",".join(f"nats://checks:lab@127.0.0.1:{node.port}" for node in members)
         attach(url)
     return url.split(",")[0]
@@ -189,7 +192,7 @@ async def test_nor_is_it_forgotten_on_another_cluster(attach, server, owner, pyt
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
     await lab.close()
     assert "removed" not in capsys.readouterr().out
-    notes = [file.read_text(encoding="utf-8") for file in (nodes.home() / "lessons").iterdir()]
+    notes = [file.read_text(encoding="utf-8") for file in (paths.home() / "lessons").iterdir()]
     assert any("ORDERS" in note for note in notes) and not any("SECRET" in note for note in notes)
     attach(f"nats://me:SECRET@127.0.0.1:{here}")
     lab = await Lab.open("checks")
@@ -206,7 +209,7 @@ async def test_half_a_note_is_none_and_company_is_refused(attach, server, owner,
     port, _ = server(JETSTREAM)
     attach(f"nats://127.0.0.1:{port}", LABKIT_HOME=str(tmp_path))
     theirs = await owner(f"nats://127.0.0.1:{port}")
-    note = nodes.home() / "lessons" / "checks.made.json"
+    note = paths.home() / "lessons" / "checks.made.json"
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_bytes(text.encode(errors="surrogateescape"))
     await (await Lab.open("checks")).close()

@@ -19,9 +19,11 @@ import trustme
 from browsing import READY, assert_a_lesson_went_well, jupyterlab, run_all
 from conftest import STRANGER, as_root, free_base, settle
 
-from labkit import nodes, notebook, serving
+from labkit import jupyter_options, notebooks, paths
+from labkit.cluster import nodes
+from labkit.system import ports
 
-LESSON = notebook.FOLDER / "00_start_here.ipynb"
+LESSON = notebooks.FOLDER / "00_start_here.ipynb"
 NAME = "lab.example.test"
 NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
@@ -60,7 +62,7 @@ def nginx(folder, port, behind, host):
     assert program, "no nginx (Debian: apt-get install nginx-light)"
     proxy = subprocess.Popen([program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     try:
-        while not nodes.listens(port):
+        while not ports.listens(port):
             assert proxy.poll() is None, "nginx ended"
             time.sleep(0.05)
         yield
@@ -102,7 +104,7 @@ def test_a_lesson_runs_behind_a_base_url_as_another_user_with_a_read_only_checko
     allowed = "allow_remote_access=True" if host == "$http_host" else f"allow_origin={address}"
     options = ["--ServerApp.base_url=/user/x/", f"--ServerApp.custom_display_url={address}", f"--ServerApp.{allowed}",
                "--expose-app-in-browser"]
-    become = [*read_only(nodes.PROJECT), *STRANGER]
+    become = [*read_only(paths.PROJECT), *STRANGER]
     with jupyterlab(tmp_path, *options, become=become) as (port, said), nginx(tmp_path / "nginx", outside, port, host):
         link, local = printed_addresses(said)
         assert link.startswith(f"{address}/user/x/lab/tree/notebooks/00_start_here.ipynb?token=")
@@ -176,14 +178,14 @@ def assert_it_can_be_saved(page, stranger):
 def test_a_copy_of_a_read_only_lesson_is_made_once_and_then_is_the_learners(own, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     said = []
-    assert serving.folder(said.append) == own / "work"
+    assert jupyter_options.folder(said.append) == own / "work"
     assert str(own / "work" / "notebooks") in said[0]
     copy = own / "work" / "notebooks" / LESSON.name
     assert copy.read_bytes() == LESSON.read_bytes()
     copy.write_text("mine", encoding="utf-8")
     other = copy.with_name("timeline.png")
     other.unlink()
-    serving.folder(said.append)
+    jupyter_options.folder(said.append)
     assert copy.read_text(encoding="utf-8") == "mine" and other.exists()
 
 
@@ -226,7 +228,7 @@ def open_websocket(port, host, origin, cookies):
 def test_what_the_user_wants_of_jupyterlab_replaces_what_the_lab_wants(own, tmp_path):
     """JupyterLab ends with an error when an option is there twice."""
     options = ["--ip=127.0.0.2", f"--notebook-dir={tmp_path}", "--LabApp.default_url=/lab/tree/mine.ipynb"]
-    line = serving.options(8888, False, options, pytest.fail)
+    line = jupyter_options.options(8888, False, options, pytest.fail)
     assert line[-3:] == options and "--ServerApp.port=8888" in line
     assert not [word for word in line if "127.0.0.1" in word or "root_dir" in word or "00_start_here" in word]
     with jupyterlab(tmp_path, "--ServerApp.ip=127.0.0.1", "--ServerApp.root_dir", str(tmp_path), *options[2:]) as (port, said):
@@ -237,9 +239,9 @@ def test_what_the_user_wants_of_jupyterlab_replaces_what_the_lab_wants(own, tmp_
 def test_no_browser_is_opened_where_there_is_none(monkeypatch, name):
     for other in ("CODESPACE_NAME", "REMOTE_CONTAINERS"):
         monkeypatch.delenv(other, raising=False)
-    assert "--no-browser" not in serving.options(8888, True, [], print)
+    assert "--no-browser" not in jupyter_options.options(8888, True, [], print)
     monkeypatch.setenv(name, "true")
-    assert "--no-browser" in serving.options(8888, True, [], print)
+    assert "--no-browser" in jupyter_options.options(8888, True, [], print)
 
 
 @pytest.fixture

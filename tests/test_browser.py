@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from browsing import CELLS, READY, assert_a_lesson_went_well, jupyterlab, look, run_all
 
-from labkit import cluster as clusters
-from labkit import nodes, notebook
+from labkit.cluster import lifecycle
+from labkit import notebooks, paths
 
 pytestmark = pytest.mark.browser
 
@@ -22,21 +22,21 @@ def address(tmp_path_factory):
     settings = tmp_path_factory.mktemp("settings")  # of JupyterLab: a slow Run All is not saved in the middle
     (settings / "@jupyterlab" / "docmanager-extension").mkdir(parents=True)
     (settings / "@jupyterlab" / "docmanager-extension" / "plugin.jupyterlab-settings").write_text('{"autosave": false}', encoding="utf-8")
-    was_up = asyncio.run(clusters.find())
+    was_up = asyncio.run(lifecycle.find())
     options = ["--expose-app-in-browser", "--IdentityProvider.token=look"]
     with jupyterlab(settings, *options, JUPYTERLAB_SETTINGS_DIR=str(settings)) as (port, _):
         yield f"http://127.0.0.1:{port}"
     if not was_up:
-        clusters.end_embedded()
+        lifecycle.end_embedded()
 
 
 # To a browser, lessons that break nodes and experiments are no different from these; who looks, sees all.
 LOOK = "LABKIT_SHOTS" in os.environ
 
 
-@pytest.mark.parametrize("lesson", [path.name for path in notebook.find() if LOOK or path.name < "09"])
+@pytest.mark.parametrize("lesson", [path.name for path in notebooks.find() if LOOK or path.name < "09"])
 def test_run_all_in_jupyterlab(address, browser, shots, lesson):
-    stored = (notebook.FOLDER / lesson).read_bytes()
+    stored = (notebooks.FOLDER / lesson).read_bytes()
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(120_000)
     page.goto(f"{address}/lab/tree/notebooks/{lesson}?reset&token=look")
@@ -44,7 +44,7 @@ def test_run_all_in_jupyterlab(address, browser, shots, lesson):
     if LOOK:
         look(page, shots, lesson.removesuffix(".ipynb"))
     page.close()
-    assert (notebook.FOLDER / lesson).read_bytes() == stored, "running must not write to the committed notebook"
+    assert (notebooks.FOLDER / lesson).read_bytes() == stored, "running must not write to the committed notebook"
 
 
 COCKPIT = [
@@ -58,7 +58,7 @@ COCKPIT = [
 @pytest.fixture
 def folder():
     """A folder below work/, where a learner's own notebooks are; it goes with the test."""
-    work = nodes.PROJECT / "work"
+    work = paths.PROJECT / "work"
     work.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=work))
     yield folder
@@ -69,7 +69,7 @@ def folder():
 
 def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, folder, shots):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in COCKPIT])
-    nbformat.write(notebook.normalise(book), folder / "cockpit.ipynb")
+    nbformat.write(notebooks.normalise(book), folder / "cockpit.ipynb")
     page = browser.new_page(viewport={"width": 1100, "height": 1000})
     page.set_default_timeout(90_000)
     page.goto(f"{address}/lab/tree/work/{folder.name}/cockpit.ipynb?reset&token=look")

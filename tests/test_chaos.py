@@ -13,7 +13,8 @@ from nats.errors import Error
 from nats.js.api import ConsumerConfig
 from nats.js.errors import APIError
 
-from labkit import Lab, Recorder, pictures
+from labkit import Lab, Recorder
+from labkit.pictures import style
 
 FAULTS = {  # fault -> its colour and the shape at its begin
     "kill": ("#D55E00", "X"), "stop": ("#E69F00", "s"), "pause": ("#0072B2", "o"), "isolate": ("#CC79A7", "D"),
@@ -150,13 +151,13 @@ def report(log):
                          for f in log.all("fault")])
 
 
-@pictures.styled
+@style.styled
 def picture(log, table, title):
     """Lanes of nodes with their faults, and below, each ack as a thin line: a white stretch is a gap."""
-    figure, ax = pictures.canvas(8, 2.9)
+    figure, ax = style.canvas(8, 2.9)
     row = {"n1": 0, "n2": -1, "n3": -2, "publisher-1": -3.2, "publisher-2": -3.8, "publisher-3": -4.4}
     for name, y in row.items():
-        ax.axhline(y, color=pictures.GRID, lw=9 if name.startswith("n") else 1, zorder=0)
+        ax.axhline(y, color=style.GRID, lw=9 if name.startswith("n") else 1, zorder=0)
     for f in table.itertuples():
         colour, shape = FAULTS[f.fault]
         ax.plot([f.at, f.at + f.held], [row[f.node]] * 2, color=colour, lw=9, solid_capstyle="butt")
@@ -170,7 +171,7 @@ def picture(log, table, title):
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("seconds since start")
     ax.set_title(title)
-    return pictures.Picture(figure, f"{title}: {len(table)} faults, and the longest gap in acks was {table['gap'].max()} s.")
+    return style.Picture(figure, f"{title}: {len(table)} faults, and the longest gap in acks was {table['gap'].max()} s.")
 
 
 async def survives(seconds, seed, at_once, folder):

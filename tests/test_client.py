@@ -8,7 +8,10 @@ import json
 import psutil
 import pytest
 
-from labkit import Lab, LabError, client, nodes, workers
+from labkit import Lab, LabError
+from labkit.cluster import connection, nodes
+from labkit.processes import workers
+from labkit.system import ports
 
 WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
 
@@ -23,7 +26,7 @@ async def lab(shared):
 @pytest.fixture
 def counted(server):
     """A nats-server: (its address, a function that tells how many connections it has)."""
-    monitor = nodes.free_port()
+    monitor = ports.free_port()
     port, _ = server(f"http: 127.0.0.1:{monitor}")
 
     def connections():
@@ -55,10 +58,10 @@ async def test_a_connection_that_is_cancelled_at_any_moment_is_gone(counted):
     url, connections = counted
     ended = {"cancelled": 0, "made": 0}
     for turns in [*range(40), *range(40, 400, 20)]:
-        attempt = asyncio.create_task(client.connect(servers=[url]))
+        attempt = asyncio.create_task(connection.connect(servers=[url]))
         await cancel_after(turns, attempt)
         with contextlib.suppress(asyncio.CancelledError):
-            await client.farewell(await attempt)
+            await connection.close_client(await attempt)
             ended["made"] += 1
             continue
         ended["cancelled"] += 1
@@ -100,11 +103,11 @@ async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, c
     url, held, greeting, came = mute
     greeting += said
     with pytest.raises(LabError, match="No connection"):
-        await client.connect(servers=[url], timeout=0.3)
+        await connection.connect(servers=[url], timeout=0.3)
     await until(lambda: not held)
     for turns in range(20):
         came.clear()
-        attempt = asyncio.create_task(client.connect(servers=[url]))
+        attempt = asyncio.create_task(connection.connect(servers=[url]))
         await came.wait()
         await cancel_after(turns, attempt)
         with pytest.raises(asyncio.CancelledError):
@@ -168,12 +171,12 @@ async def ignore(msg):
 async def test_a_client_whose_close_was_cancelled_is_closed_all_the_same(counted):
     url, connections = counted
     for turns in range(20):
-        nc = await client.connect(servers=[url])
+        nc = await connection.connect(servers=[url])
         await nc.subscribe("news", cb=ignore)
         closing = asyncio.create_task(nc.close())
         await cancel_after(turns, closing)
         await asyncio.wait([closing])
-        await client.farewell(nc)
+        await connection.close_client(nc)
         await nothing_runs()
         await until(lambda: connections() == 0)
 
@@ -190,8 +193,8 @@ async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
     async def note(msg):
         got.append(msg.data)
     await nc.subscribe("news", cb=note)
-    await client.flush(nc)
-    await cancel_a_flush(client.flush(nc))
+    await connection.flush(nc)
+    await cancel_a_flush(connection.flush(nc))
     await lab.nc.publish("news", b"1")
     await lab.until(lambda: got)
 
@@ -206,7 +209,7 @@ async def test_nats_py_is_deaf_after_a_cancelled_flush(lab):
 async def test_a_worker_that_ends_before_it_reads_its_order_is_said(lab, monkeypatch, tmp_path):
     runner = tmp_path / "runner.py"
     runner.write_text("import os, sys\nos.close(0)\nsys.exit('no room')\n", encoding="utf-8")
-    monkeypatch.setattr("labkit.workers.RUNNER", runner)
+    monkeypatch.setattr("labkit.processes.workers.RUNNER", runner)
     name = workers.write(lab.topic, "waits.py", WAITS).name
     with pytest.raises(LabError, match="Worker A ended .1. before it was ready. It said: no room"):
         await lab.worker(name, "A", padding="x" * 1_000_000)
@@ -215,11 +218,11 @@ async def test_a_worker_that_ends_before_it_reads_its_order_is_said(lab, monkeyp
 
 async def test_what_nats_py_refuses_by_itself_is_said_in_its_words():
     with pytest.raises(LabError, match="InvalidCallbackTypeError"):
-        await client.connect(servers=["nats://127.0.0.1:1"], closed_cb=print)
+        await connection.connect(servers=["nats://127.0.0.1:1"], closed_cb=print)
     with pytest.raises(
         LabError, match="No connection to nats://127.0.0.1:port .*invalid connect url"
     ):
-        await client.connect(servers="nats://127.0.0.1:port")
+        await connection.connect(servers="nats://127.0.0.1:port")
 
 
 @pytest.mark.parametrize(
@@ -239,4 +242,4 @@ async def test_what_nats_py_refuses_by_itself_is_said_in_its_words():
     ],
 )
 def test_an_address_is_shown_without_what_is_secret_in_it(url, shown, login):
-    assert client.without_secrets(url) == shown and client.login_in(url) == login
+    assert connection.without_secrets(url) == shown and connection.login_in(url) == login

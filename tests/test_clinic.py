@@ -6,7 +6,8 @@ import pytest
 import pytest_asyncio
 
 from conftest import settle
-from labkit import Lab, LabError, clinic, exercises, slate
+from labkit import clinic, exercises, Lab, LabError
+from labkit.cluster import streams
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 FATAL = [(name, mistake) for name, kind in clinic.CASES.items() for mistake in kind.spoils]
@@ -69,12 +70,12 @@ async def test_one_case_at_a_time_and_nothing_of_it_stays(lab):
 
 async def test_a_case_is_closed_when_nobody_lists_its_stream_any_more(lab, monkeypatch):
     """Else the next case takes ORDERS for the learner's own, and leaves its own ORDERS behind."""
-    case, asked, names = await clinic.open(lab, "shop_is_closed"), [], slate.stream_names
+    case, asked, names = await clinic.open(lab, "shop_is_closed"), [], streams.stream_names
 
     async def late(client):  # as a meta leader that names a deleted stream for a moment more
         asked.append(await names(client))
         return asked[-1] | ({"ORDERS"} if len(asked) < 6 else set())
-    monkeypatch.setattr(slate, "stream_names", late)
+    monkeypatch.setattr(streams, "stream_names", late)
     await case.close()
     assert len(asked) >= 6 and not asked[-1]
 

@@ -13,12 +13,14 @@ import psutil
 import pytest
 from conftest import written
 
-from labkit import LabError, nodes
-from labkit import cluster as clusters
+from labkit import LabError
+from labkit.cluster import nodes
+from labkit.system import ports
+from labkit.cluster import lifecycle
 
 
 async def test_a_started_cluster_creates_a_replicated_stream_at_once(own):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     for url in cluster.servers:
         client = await nats.connect(url, user="checks", password="lab")
         await client.jetstream().add_stream(name=f"S{url[-1]}", subjects=[url[-1]], num_replicas=3)
@@ -26,16 +28,16 @@ async def test_a_started_cluster_creates_a_replicated_stream_at_once(own):
 
 
 async def test_every_later_caller_finds_the_same_processes(own, labkit):
-    first = await clusters.find_or_start()
-    again = await clusters.find_or_start()
+    first = await lifecycle.find_or_start()
+    again = await lifecycle.find_or_start()
     assert [node.server_id for node in first.nodes] == [node.server_id for node in again.nodes]
     assert labkit("up")[0] == 0
     assert [node["pid"] for node in written(own)] == [node.pid for node in first.nodes]
 
 
 def test_two_kernels_that_start_at_once_get_one_cluster(own, python):
-    source = ("import asyncio; from labkit import cluster\n"
-              "print(sorted(n.pid for n in asyncio.run(cluster.find_or_start()).nodes))")
+    source = ("import asyncio; from labkit.cluster import lifecycle\n"
+              "print(sorted(n.pid for n in asyncio.run(lifecycle.find_or_start()).nodes))")
     answers = [process.communicate(timeout=150)[0] for process in [python(source) for _ in range(3)]]
     assert len(set(answers)) == 1, answers
     assert len(nodes.strays(own)) == 3
@@ -55,25 +57,25 @@ def test_the_cluster_outlives_its_starter_and_down_leaves_nothing(own, labkit):
 
 
 async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
-    first = await clusters.find_or_start()
+    first = await lifecycle.find_or_start()
     psutil.Process(first.nodes[1].pid).kill()
-    again = await clusters.find_or_start()
+    again = await lifecycle.find_or_start()
     assert [a.pid == b.pid for a, b in zip(first.nodes, again.nodes)] == [True, False, True]
 
 
 async def test_nodes_of_a_lost_state_file_are_found_by_their_store_and_ended(own):
-    await clusters.find_or_start()
+    await lifecycle.find_or_start()
     old = {process.pid for process in nodes.strays(own)}
     (own / "cluster.json").write_text('[{"name": "n1", "po', encoding="utf-8")  # a run killed while it wrote
-    await clusters.find_or_start()
+    await lifecycle.find_or_start()
     now = {process.pid for process in nodes.strays(own)}
     assert len(now) == 3 and not now & old
 
 
 async def test_a_pid_that_now_belongs_to_somebody_else_is_neither_trusted_nor_ended(own):
-    await clusters.find_or_start()
-    entries = clusters.written_down()
-    clusters.end_embedded()
+    await lifecycle.find_or_start()
+    entries = lifecycle.written_down()
+    lifecycle.end_embedded()
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         entries[0].pid = stranger.pid  # the system gave the pid away again
@@ -86,15 +88,15 @@ async def test_a_pid_that_now_belongs_to_somebody_else_is_neither_trusted_nor_en
 
 
 async def test_a_server_that_took_our_port_is_not_taken_for_ours(own, server):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     cluster.nodes[0].server_id = "SOMEBODY ELSE"
-    assert not await clusters.is_well(cluster.nodes[0])
+    assert not await lifecycle.is_well(cluster.nodes[0])
 
 
 async def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started(own, server):
     _, process = server(port=nodes.first_port() + 1)
     with pytest.raises(LabError) as error:
-        await clusters.find_or_start()
+        await lifecycle.find_or_start()
     said = str(error.value)
     assert f"Port {nodes.first_port() + 1} (wanted by n2)" in said
     assert f"nats-server (pid {process.pid})" in said and "LABKIT_PORT=" in said and "NATS_URL=" in said
@@ -104,7 +106,7 @@ async def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started(own,
 async def test_a_port_taken_by_something_that_is_no_server_is_named_too(own):
     listener = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", nodes.first_port() + 4000)
     with pytest.raises(LabError, match=f"python.*pid {os.getpid()}"):
-        await clusters.find_or_start()
+        await lifecycle.find_or_start()
     listener.close()
 
 
@@ -115,7 +117,7 @@ async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_t
     monkeypatch.setattr(nodes, "CONFIG", broken)
     began = time.monotonic()
     with pytest.raises(LabError, match="n[123] ended while it started.*no_such_option"):
-        await clusters.find_or_start()
+        await lifecycle.find_or_start()
     assert time.monotonic() - began < 20, "not only when the time to get ready is over"
     assert not nodes.strays(own)
 
@@ -145,8 +147,8 @@ def test_a_port_that_is_no_number_is_said(command):
 
 
 def test_the_state_of_a_killed_run_is_swept_away(own, python, command):
-    starter = python("import asyncio; from labkit import cluster\n"
-                     "asyncio.run(cluster.find_or_start()); print('up', flush=True)\nimport time; time.sleep(60)")
+    starter = python("import asyncio; from labkit.cluster import lifecycle\n"
+                     "asyncio.run(lifecycle.find_or_start()); print('up', flush=True)\nimport time; time.sleep(60)")
     assert starter.stdout.readline() == "up\n"
     starter.kill()
     for process in nodes.strays(own):
@@ -161,35 +163,35 @@ async def test_a_node_is_known_before_the_system_shows_its_environment(own, monk
     """For a moment after a start the environment reads as empty."""
     with monkeypatch.context() as blind:
         blind.setattr(psutil.Process, "environ", lambda process: {})
-        cluster = await clusters.start_embedded()
+        cluster = await lifecycle.start_embedded()
         assert all(node.process() for node in cluster.nodes)
 
 
 async def test_the_ports_of_a_cluster_that_has_just_ended_are_free_though_its_connections_linger(own):
     for _ in range(3):
-        cluster = await clusters.find_or_start()
+        cluster = await lifecycle.find_or_start()
         login = {"user": "checks", "password": "lab", "allow_reconnect": False}
         clients = [await nats.connect(url, **login) for url in cluster.servers]
-        clusters.end_embedded()
+        lifecycle.end_embedded()
         await asyncio.gather(*(client.close() for client in clients))
         if sys.platform == "linux":
             ended = [each for each in psutil.net_connections("tcp") if each.status in ("TIME_WAIT", "FIN_WAIT2")]
             assert {node.port for node in cluster.nodes} & {each.laddr.port for each in ended}, "this proves nothing"
-        assert all(nodes.is_free(node.port) for node in cluster.nodes)
+        assert all(ports.is_free(node.port) for node in cluster.nodes)
 
 
 def test_a_port_that_the_system_keeps_is_not_free_and_says_why(own, monkeypatch):
     def refuse(probe, address):
         raise PermissionError(13, "Permission denied")
-    port = nodes.free_port()
+    port = ports.free_port()
     with monkeypatch.context() as patched:
         patched.setattr(nodes.socket.socket, "bind", refuse)
-        assert not nodes.is_free(port)
+        assert not ports.is_free(port)
         with pytest.raises(LabError, match=f"Port {port} .*is held by (Windows itself|the system)"):
-            clusters.refuse_taken_ports([nodes.Node("n1", port, port)])
-    assert nodes.holder(port) is None
-    assert "netsh interface ipv4 show excludedportrange tcp" in nodes.who_refuses(PermissionError(13, ""), "win32")
-    assert nodes.who_refuses(OSError(98, ""), "win32") == "another program" and nodes.who_refuses(None, "win32") is None
+            lifecycle.refuse_taken_ports([nodes.Node("n1", port, port)])
+    assert ports.holder(port) is None
+    assert "netsh interface ipv4 show excludedportrange tcp" in ports.who_refuses(PermissionError(13, ""), "win32")
+    assert ports.who_refuses(OSError(98, ""), "win32") == "another program" and ports.who_refuses(None, "win32") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
@@ -201,5 +203,5 @@ def test_a_port_that_neither_accepts_nor_refuses_is_told_soon(own):
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         began = time.monotonic()
-        assert not nodes.is_free(full.getsockname()[1])
+        assert not ports.is_free(full.getsockname()[1])
         assert time.monotonic() - began < 5

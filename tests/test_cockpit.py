@@ -2,7 +2,10 @@
 import nbformat
 import pandas as pd
 
-from labkit import Lab, cockpit, cockpit_map, faults, notebook, pictures
+from labkit import Lab, notebooks
+from labkit.cluster import faults
+from labkit.cockpit import drawing, panel
+from labkit.pictures import style
 
 CELLS = ['from labkit import Lab\nlab = await Lab.open("checks", private=True)',
          'await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)\nawait lab.wait_for_current("ORDERS")',
@@ -22,7 +25,7 @@ def looks(*states):
 async def test_where_a_program_runs_the_notebook_a_picture_is_left_and_no_trace_of_widgets(own, tmp_path):
     path = tmp_path / "cockpit.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS]), path)
-    book = nbformat.reads(await notebook.execute(path), 4)
+    book = nbformat.reads(await notebooks.execute(path), 4)
     output, = book.cells[2].outputs
     assert set(output.data) == {"image/png", "text/plain"} and "widgets" not in book.metadata
     assert output.data["text/plain"].startswith("Picture: Cockpit. 3 of 3 nodes are up: n1 up")
@@ -32,10 +35,10 @@ async def test_where_a_program_runs_the_notebook_a_picture_is_left_and_no_trace_
 
 
 def test_a_notebook_that_was_saved_with_widgets_is_written_without_them():
-    output = nbformat.v4.new_output("display_data", {cockpit.WIDGETS: {"model_id": "x"}, "image/png": "", "text/plain": "Picture"})
+    output = nbformat.v4.new_output("display_data", {panel.WIDGETS: {"model_id": "x"}, "image/png": "", "text/plain": "Picture"})
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("lab.cockpit()", outputs=[output])])
     book.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
-    book = notebook.normalise(book)
+    book = notebooks.normalise(book)
     assert set(book.cells[0].outputs[0].data) == {"image/png", "text/plain"} and "widgets" not in book.metadata
 
 
@@ -44,13 +47,13 @@ async def test_the_leaders_that_can_be_asked_to_step_down_are_those_of_streams_c
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     await lab.js.add_consumer("ORDERS", durable_name="worker", ack_policy="explicit")
     before = await lab.wait_for_leader("ORDERS", "worker")
-    live = cockpit.Cockpit(lab, None, await cockpit.look(lab))
-    assert list(dict(live.streams.options)) == ["ORDERS", "worker of ORDERS", cockpit.META] and live.streams.label == "ORDERS"
+    live = panel.Cockpit(lab, None, await panel.look(lab))
+    assert list(dict(live.streams.options)) == ["ORDERS", "worker of ORDERS", panel.META] and live.streams.label == "ORDERS"
     live.streams.label = "worker of ORDERS"
     await live._step_down()
     after = await lab.wait_for_leader("ORDERS", "worker", other_than=before)
     assert "step down of worker of ORDERS: done in" in live.log.value and f"{after} leads now" in live.log.value
-    live._draw(*await cockpit.look(lab))
+    live._draw(*await panel.look(lab))
     assert live.streams.label == "worker of ORDERS", "what was chosen stays chosen"
     await lab.close()
 
@@ -58,33 +61,33 @@ async def test_the_leaders_that_can_be_asked_to_step_down_are_those_of_streams_c
 async def test_on_the_shared_cluster_it_shows_what_there_is(shared):
     lab = await Lab.open("checks")
     picture = lab.cockpit()
-    assert isinstance(picture, pictures.Picture) and "3 of 3 nodes are up" in picture.alt
+    assert isinstance(picture, style.Picture) and "3 of 3 nodes are up" in picture.alt
     await lab.close()
 
 
 def test_there_is_a_button_for_each_fault_of_a_node():
     verbs = {verb for verb, what in vars(faults.Faults).items() if callable(what) and not verb.startswith("_")}
-    assert set(cockpit.VERBS) == verbs - {"step_down", "heal"}  # a stream's, and everybody's
+    assert set(panel.VERBS) == verbs - {"step_down", "heal"}  # a stream's, and everybody's
 
 
 def test_states_differ_by_shape_and_word_as_well_as_by_colour():
-    page = cockpit_map.page(*looks("dead", "paused", "isolated"))
+    page = drawing.page(*looks("dead", "paused", "isolated"))
     for word in ("dead", "paused", "isolated", "★ leads A&lt;B", "▲ 1,200 behind", "1 message<", "✕ no leader", "no answer"):
         assert word in page, word
     assert "A<B" not in page
-    assert len(set(cockpit_map.SHAPES.values())) == len(cockpit_map.SHAPES) == len({shape for *_, shape in pictures.STATE.values()})
-    assert "n2 paused" in cockpit_map.picture(*looks("up", "paused", "no answer")).alt
+    assert len(set(drawing.SHAPES.values())) == len(drawing.SHAPES) == len({shape for *_, shape in style.STATE.values()})
+    assert "n2 paused" in drawing.picture(*looks("up", "paused", "no answer")).alt
 
 
 def test_a_stream_whose_only_node_is_dead_stays_in_sight_until_it_is_deleted():
     nodes, before = looks("up", "up", "dead")
     now = before.drop("R1")
-    assert ("R1", "n3") in cockpit.with_silent(nodes, now, before).index
+    assert ("R1", "n3") in panel.with_silent(nodes, now, before).index
     nodes.loc["n3", "state"] = "up"
-    assert ("R1", "n3") not in cockpit.with_silent(nodes, now, before).index
+    assert ("R1", "n3") not in panel.with_silent(nodes, now, before).index
 
 
 def test_without_nodes_to_see_it_says_so():
     nodes, replicas = looks("up", "up", "up")
-    assert "never breaks them" in cockpit_map.page(nodes.iloc[:0], replicas.iloc[:0])
-    assert "does not see its nodes" in cockpit_map.picture(nodes.iloc[:0], replicas.iloc[:0]).alt
+    assert "never breaks them" in drawing.page(nodes.iloc[:0], replicas.iloc[:0])
+    assert "does not see its nodes" in drawing.picture(nodes.iloc[:0], replicas.iloc[:0]).alt

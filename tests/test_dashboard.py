@@ -11,10 +11,11 @@ import subprocess
 
 import pytest
 
-from labkit import Lab, nodes
+from labkit import Lab, paths
+from labkit.cluster import nodes
 
-MONITORING = nodes.PROJECT / "labkit" / "monitoring"
-COMPOSE = (nodes.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
+MONITORING = paths.PROJECT / "labkit" / "monitoring"
+COMPOSE = (paths.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "nats-lab.json").read_text(encoding="utf-8"))
 ALERTS = (MONITORING / "alerts.yml").read_text(encoding="utf-8")
 EXPORTER = "0.20.1"
@@ -109,7 +110,7 @@ def test_compose_pins_images_publishes_on_loopback_only_and_mounts_what_is_there
     assert len(re.findall(r"image: \S+:v?\d+\.\d+\.\d+", services)) == 2 and "latest" not in COMPOSE
     assert re.findall(r'ports: \["([^"]+)"\]', services) == ["127.0.0.1:9090:9090", "127.0.0.1:3000:3000"]
     for path in re.findall(r"\./([\w./-]+?):/", services):
-        assert (nodes.PROJECT / path).exists(), path
+        assert (paths.PROJECT / path).exists(), path
     prometheus = (MONITORING / "prometheus.yml").read_text(encoding="utf-8")
     scraped = re.findall(r"exporter-n\d:7777", prometheus)
     assert scraped == [f"exporter-{name}:7777" for name in nodes.NAMES]
@@ -124,6 +125,6 @@ def test_compose_reads_the_file_with_and_without_the_profile():
     if not command:
         pytest.skip("no docker compose here")
     for profile in ([], ["--profile", "monitoring"]):
-        done = subprocess.run([*command, "-p", "labkit", *profile, "config", "-q"], cwd=nodes.PROJECT,
+        done = subprocess.run([*command, "-p", "labkit", *profile, "config", "-q"], cwd=paths.PROJECT,
                               capture_output=True, encoding="utf-8", errors="replace")
         assert done.returncode == 0, done.stderr

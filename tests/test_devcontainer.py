@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from conftest import MARK, as_root, copy_project, free_base
 
-from labkit import nodes
+from labkit import paths
 
-TEXT = (nodes.PROJECT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+TEXT = (paths.PROJECT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
 CONTAINER = json.loads(TEXT)  # without comments, so that every tool reads it
 BECOME = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "sh", "-c", 'umask 077; eval "$0"']
 
 
 def test_it_installs_as_the_readme_says_and_starts_nothing():
-    readme = (nodes.PROJECT / "README.md").read_text(encoding="utf-8")
+    readme = (paths.PROJECT / "README.md").read_text(encoding="utf-8")
     assert f"\n{CONTAINER['postCreateCommand']} && .venv/bin/python -m labkit lab\n" in readme
     assert CONTAINER["waitFor"] == "postCreateCommand", "else the editor opens before there is a kernel"
     commands = {key for key in CONTAINER if key.endswith("Command")}
@@ -29,7 +29,7 @@ def test_it_installs_as_the_readme_says_and_starts_nothing():
 
 def test_its_python_is_one_that_the_lab_is_tested_with():
     version = re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:3-(3\.\d+)-bookworm", CONTAINER["image"]).group(1)
-    workflow = (nodes.PROJECT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    workflow = (paths.PROJECT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     assert f'"{version}"' in re.search(r"python: \[(.*)\]", workflow).group(1)
 
 
@@ -71,5 +71,5 @@ def test_its_post_create_command_makes_a_lab_for_another_user_who_has_nothing(wo
         assert "00_start_here.ipynb: as committed" in run(f"{python} -m labkit execute --check 00")
     finally:
         assert "3 processes ended" in run(f"{python} -m labkit down --yes")
-    written = {path.name for path in workspace.iterdir()} - {path.name for path in nodes.PROJECT.iterdir()}
+    written = {path.name for path in workspace.iterdir()} - {path.name for path in paths.PROJECT.iterdir()}
     assert written <= {".venv", ".labkit", "labkit.egg-info"}

@@ -6,10 +6,11 @@ import re
 import nbformat
 import pytest
 
-from labkit import Lab, LabError, exercises, notebook, workers
-from labkit.faults import is_consequence
+from labkit import exercises, Lab, LabError, notebooks
+from labkit.processes import workers
+from labkit.cluster.faults import is_consequence
 
-BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebook.find() if not path.name.startswith("9")}
+BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebooks.find() if not path.name.startswith("9")}
 
 
 def stubs(topic):

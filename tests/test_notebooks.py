@@ -5,9 +5,10 @@ import re
 import nbformat
 import pytest
 
-from labkit import nodes, notebook
+from labkit import notebooks, paths
+from labkit.cluster import nodes
 
-LESSONS = notebook.find()
+LESSONS = notebooks.find()
 BOOKS = {path.name: nbformat.read(path, 4) for path in LESSONS}
 TAGS = {"nbval-ignore-output", "parameters"}  # no cell is skipped, none may raise
 EXPERIMENTS = [name for name in BOOKS if name.startswith("9")]
@@ -31,8 +32,8 @@ def tags(cell):
 
 @every
 def test_it_is_written_as_the_command_writes_it(name):
-    stored = (notebook.FOLDER / name).read_text(encoding="utf-8")
-    assert stored == nbformat.writes(notebook.normalise(nbformat.reads(stored, 4))) + "\n"
+    stored = (notebooks.FOLDER / name).read_text(encoding="utf-8")
+    assert stored == nbformat.writes(notebooks.normalise(nbformat.reads(stored, 4))) + "\n"
 
 
 @every
@@ -135,20 +136,20 @@ def test_the_anatomy(name):
 def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)", text(name)):
         if not target.startswith("https://"):
-            assert (notebook.FOLDER / target).exists(), target
+            assert (notebooks.FOLDER / target).exists(), target
 
 
 def test_readme_lists_every_lesson_and_no_other():
-    readme = (nodes.PROJECT / "README.md").read_text(encoding="utf-8")
+    readme = (paths.PROJECT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"\(notebooks/([\w.]+\.ipynb)\)", readme) == list(BOOKS)
     for name, minutes in re.findall(r"\(notebooks/([\w.]+\.ipynb)\) \| (\d+ min)", readme):
         assert f"**Time** {minutes}utes" in cells(name, "markdown")[1].source, name
 
 
 def test_the_readme_shows_the_picture_that_the_lesson_drew():
-    lesson, cell, copy = notebook.README_PICTURE
-    assert copy.read_bytes() == notebook.png_of(notebook.FOLDER / lesson, cell)
-    assert f"(notebooks/{copy.name})" in (nodes.PROJECT / "README.md").read_text(encoding="utf-8")
+    lesson, cell, copy = notebooks.README_PICTURE
+    assert copy.read_bytes() == notebooks.png_of(notebooks.FOLDER / lesson, cell)
+    assert f"(notebooks/{copy.name})" in (paths.PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_lesson_has_its_account_and_its_exercises():
@@ -156,4 +157,4 @@ def test_every_lesson_has_its_account_and_its_exercises():
         topic = name[3:].removesuffix(".ipynb")
         assert topic in nodes.accounts()
         assert re.search(rf'Lab\.open\("{topic}"(, private=True)?\)', cells(name, "code")[0].source)
-        assert name in EXPERIMENTS or (nodes.PROJECT / "labkit" / "exercises" / f"{topic}.py").exists()
+        assert name in EXPERIMENTS or (paths.PROJECT / "labkit" / "exercises" / f"{topic}.py").exists()

@@ -17,10 +17,11 @@ import psutil
 import pytest
 import trustme
 
-from labkit import nodes, programs
-from labkit.nodes import quoted
-from labkit.programs import program
-from labkit.single import single
+from labkit import paths
+from labkit.processes import programs
+from labkit.cluster.nodes import quoted
+from labkit.processes.programs import program
+from labkit.cluster.standalone import single
 
 CHAOS = 60  # seconds
 SEED = int(os.environ.get("LABKIT_TEST_SEED") or random.randrange(10**6))
@@ -372,7 +373,7 @@ except sqlite3.OperationalError:
 @limits
 def test_where_an_order_has_no_room_no_try_is_noted_either(python, tmp_path):
     """Else each worker that comes and goes while the disk is full would count as one that the order has killed."""
-    notebooks = str(nodes.PROJECT / "notebooks")
+    notebooks = str(paths.PROJECT / "notebooks")
     said, _ = python(FULL, PYTHONPATH=notebooks, DATABASE=str(tmp_path / "charges.db")).communicate(timeout=60)
     assert said == "no room for True [(0,)]\n"
 
@@ -686,7 +687,7 @@ def service(lab, monkeypatch):
     settings = {"NATS_URL": ",".join(login["servers"]), "NATS_USER": login["user"], "NATS_PASSWORD": login["password"]}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.syspath_prepend(str(nodes.PROJECT / "notebooks"))
+    monkeypatch.syspath_prepend(str(paths.PROJECT / "notebooks"))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's own handlers stay
     yield importlib.import_module("service")
     del sys.modules["service"]

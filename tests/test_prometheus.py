@@ -11,9 +11,11 @@ import pytest
 from test_dashboard import ALERTS, DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
 from test_exporter import BOOK, rules
 
-from labkit import Lab, workers
-from labkit.prometheus import prometheus
-from labkit.record import Recorder, regularly
+from labkit import Lab
+from labkit.processes import workers
+from labkit.processes.prometheus_server import prometheus
+from labkit.wire.record import Recorder
+from labkit.wire.samplers import regularly
 
 pytestmark = pytest.mark.prometheus
 FAST = "global: {scrape_interval: 100ms, evaluation_interval: 100ms}\nrule_files: [rules.yml]\n"

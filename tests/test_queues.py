@@ -3,7 +3,10 @@ import signal
 
 import pytest
 
-from labkit import Lab, Recorder, queues, workers
+from labkit import Lab, Recorder
+from labkit.pictures import consumers
+from labkit.processes import workers
+from labkit.wire import samplers
 
 IDLE = '''
 import asyncio, contextlib, signal
@@ -33,7 +36,7 @@ async def lab(shared):
 
 async def test_the_sampler_sees_every_number_that_lasts_and_the_last_one(lab):
     log = Recorder()
-    async with queues.watching(lab.js, "ORDERS", "workers", log, every=0.01):
+    async with samplers.watching(lab.js, "ORDERS", "workers", log, every=0.01):
         for _ in range(3):
             await lab.js.publish("orders", b"")
         await lab.until(lambda: log.count("lag", pending=3))
@@ -80,9 +83,9 @@ def samples():
 
 
 @pytest.mark.parametrize("draw", [
-    lambda: queues.lag(samples(), "t", "a"),
-    lambda: queues.lag(Recorder(), "t", "a"),
-    lambda: queues.shares({"one way": {"A": 3, "B": 0}, "another": {"A": 1, "B": 2}}, "t", "a", "jobs"),
-    lambda: queues.spread({"rate": {"one": [1, 2, 4], "two": [3]}, "share": {"one": [0], "two": [0]}}, "t", "a")])
+    lambda: consumers.lag(samples(), "t", "a"),
+    lambda: consumers.lag(Recorder(), "t", "a"),
+    lambda: consumers.shares({"one way": {"A": 3, "B": 0}, "another": {"A": 1, "B": 2}}, "t", "a", "jobs"),
+    lambda: consumers.spread({"rate": {"one": [1, 2, 4], "two": [3]}, "share": {"one": [0], "two": [0]}}, "t", "a")])
 def test_pictures_are_drawn_also_from_nothing(draw):
     assert draw().png == draw().png

@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import Lab, LabError, notebook, workers
-from labkit.programs import program
+from labkit import Lab, LabError, notebooks
+from labkit.processes import workers
+from labkit.processes.programs import program
 
 SECRET = "SEC-RET"
 JETSTREAM = 'server_name: theirs\njetstream { store_dir: "store" }\n'
@@ -18,7 +19,8 @@ LOGINS = {
 }
 CELLS = [
     "repeats = 1\nout = ''",
-    "from labkit import Lab, sweep\n"
+    "from labkit import Lab\n"
+    "from labkit.experiments import sweeps\n"
     "lab = await Lab.open('checks')\n"
     "print(lab.cluster, lab.about, lab)\n"
     "lab.cluster",
@@ -26,7 +28,7 @@ CELLS = [
     "async def trial(n):\n"
     "    raise OSError(lab.nc.connected_url.netloc)\n"
     "path = f'{out or \".\"}/rows.csv'\n"
-    "rows = await sweep.sweep(trial, {'n': [1]}, repeats=repeats, path=path, about=lab.about)\n"
+    "rows = await sweeps.sweep(trial, {'n': [1]}, repeats=repeats, path=path, about=lab.about)\n"
     "rows.attrs",
     "await lab.close()",
 ]
@@ -133,7 +135,7 @@ def test_nor_when_nobody_gets_in(url, command, told, tmp_path, trouble, monkeypa
 
 
 def test_nor_does_a_lesson(url, command, told, tmp_path):
-    shutil.copy(notebook.find(["01"])[0], tmp_path / "lesson.ipynb")
+    shutil.copy(notebooks.find(["01"])[0], tmp_path / "lesson.ipynb")
     code, said = command("execute", "--refresh", str(tmp_path / "lesson.ipynb"))
     assert code == 0, said
     assert "your own cluster (NATS_URL)" in (text := told(said)) and SECRET not in text

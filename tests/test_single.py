@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from labkit import Lab, LabError
-from labkit.single import single
+from labkit.cluster.standalone import single
 
 
 @pytest.fixture

@@ -16,21 +16,25 @@ from conftest import free_base
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from labkit import Lab, launch, nodes, ward
-from labkit import cluster as clusters
+from labkit import Lab, paths
+from labkit.cluster import nodes
+from labkit.system import launching, ports, reaper
+from labkit.cluster import lifecycle
 
 OPEN = """
 import asyncio, json, time
-from labkit import Lab, launch, workers
-from labkit.single import single
+from labkit import Lab
+from labkit.processes import workers
+from labkit.cluster.standalone import single
+from labkit.system import launching
 async def main():
     lab = await Lab.open("checks", private=True)
     workers.write("checks", "waits.py", "import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(600)")
     worker, server = await lab.worker("waits.py", "A"), await single(lab)
     await lab.faults.pause("n1")
     pids = [node.pid for node in lab.cluster.nodes] + [lab.cluster.links.child.pid, worker.pid, server.child.pid]
-    held, = launch._held.values()
-    print(json.dumps({"pids": pids, "servers": pids[:3] + pids[-1:], "ward": held.ward.pid, "folder": str(held.folder)}), flush=True)
+    held, = launching._held.values()
+    print(json.dumps({"pids": pids, "servers": pids[:3] + pids[-1:], "reaper": held.reaper.pid, "folder": str(held.folder)}), flush=True)
     time.sleep(600)
 asyncio.run(main())
 """
@@ -63,7 +67,7 @@ def told(process):
 def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(own, python, command):
     kernel = python(OPEN)
     left = told(kernel)
-    for pid in (left["ward"], kernel.pid):
+    for pid in (left["reaper"], kernel.pid):
         os.kill(pid, signal.SIGKILL)
     kernel.wait()
     servers = left["servers"]  # the proxies and the worker end by themselves: they hear that the kernel is gone
@@ -125,7 +129,7 @@ def test_down_beside_up_leaves_one_state_or_the_other(own, command):
                 for verb in ("up", "down")]
         said = [process.communicate(timeout=120)[0].decode() for process in both]
         assert [process.returncode for process in both] == [0, 0], said
-        cluster = asyncio.run(clusters.find())
+        cluster = asyncio.run(lifecycle.find())
         assert len(nodes.strays(own)) == (3 if cluster else 0), said
         assert command("status")[0] == (0 if cluster else 1)
     command("down")
@@ -141,9 +145,9 @@ def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
         wait_until_it_answers(port, lab)
         lab.send_signal(getattr(signal, number))
         lab.wait(60)
-        wait_for(lambda: not nodes.listens(port))
+        wait_for(lambda: not ports.listens(port))
     finally:
-        if nodes.listens(port):
+        if ports.listens(port):
             os.killpg(lab.pid, signal.SIGKILL)
     assert len(nodes.strays(own)) == 3, "the cluster stays up"
 
@@ -157,12 +161,12 @@ async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
         cell = await client.async_execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
         return "".join(output.get("text", "") for output in cell.outputs)
     async with client.async_setup_kernel():
-        await run("from labkit import Lab, clinic, launch, ward\nfrom labkit.programs import program\nfrom labkit.single import single\n"
+        await run("from labkit import Lab, clinic\nfrom labkit.cluster.standalone import single\nfrom labkit.processes.programs import program\nfrom labkit.system import launching, reaper\n"
                   "lab = await Lab.open('troubleshooting_clinic', private=True)")
         await run("server = await single(lab)\nlost = program(lab, 'producer.py', NATS_URL='nats://127.0.0.1:1')\n"
                   "case = await clinic.open(lab, 'drill_gone_wrong')\nawait lab.until(lambda: case.processes)")
-        before = json.loads(await run("import json\nheld, = launch._held.values()\n"
-                                      "print(json.dumps(sorted(p.pid for p in ward.owned(str(held.folder)))))"))
+        before = json.loads(await run("import json\nheld, = launching._held.values()\n"
+                                      "print(json.dumps(sorted(p.pid for p in reaper.owned(str(held.folder)))))"))
         assert len(before) >= 3 + 1 + 2 + 1, "nodes and proxies, the server and the program, a node of the clinic"
         busy = tmp_path / "busy"
         cell = asyncio.create_task(run(f"open({str(busy)!r}, 'w').close()\nimport time\ntime.sleep(60)"))
@@ -180,14 +184,14 @@ async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
 
 async def test_a_clock_that_is_set_while_a_lab_is_open_changes_nothing(own, monkeypatch):
     """The system counts a process's creation from the time of boot, which moves when the clock is set."""
-    shared = await clusters.find_or_start()
+    shared = await lifecycle.find_or_start()
     lab = await Lab.open("checks", private=True)
     created = psutil.Process.create_time
     for hours in (1, -1):
         monkeypatch.setattr(psutil.Process, "create_time", lambda process, hours=hours: created(process) + hours * 3600)
         assert [node.process().pid for node in lab.cluster.nodes] == [node.pid for node in lab.cluster.nodes]
         assert set((await lab.nodes())["state"]) == {"up"}
-        assert [node.pid for node in (await clusters.find_or_start()).nodes] == [node.pid for node in shared.nodes]
+        assert [node.pid for node in (await lifecycle.find_or_start()).nodes] == [node.pid for node in shared.nodes]
     pids = [node.pid for node in lab.cluster.nodes]
     await lab.close()
     assert alive(pids) == []
@@ -207,12 +211,12 @@ def test_nor_does_it_when_the_kernel_is_killed_after_the_clock_was_set(own, pyth
 
 
 def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
-    folder = launch.own_folder()
+    folder = launching.own_folder()
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    mine = launch.launch([sys.executable, "-c", "import time; time.sleep(600)"])
+    mine = launching.launch([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        assert [process.pid for process in ward.owned(str(folder)) if process.pid in (stranger.pid, mine.pid)] == [mine.pid]
-        assert launch.owner_of(psutil.Process(stranger.pid)) is None
+        assert [process.pid for process in reaper.owned(str(folder)) if process.pid in (stranger.pid, mine.pid)] == [mine.pid]
+        assert launching.owner_of(psutil.Process(stranger.pid)) is None
         node = nodes.Node("n1", 1, 1, store=str(own / "run-x" / "n1"), pid=stranger.pid)
         assert node.process() is None
     finally:
@@ -225,19 +229,19 @@ def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
 def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
     """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever home."""
     (tmp_path / "test_it.py").write_text(
-        "import asyncio, os, time\nfrom labkit import cluster, launch\ndef test(own):\n    asyncio.run(cluster.find_or_start())\n"
-        f"    open({str(tmp_path / 'kernel')!r}, 'w', encoding='utf-8').write(str(launch.own_folder()))\n"
+        "import asyncio, os, time\nfrom labkit.cluster import lifecycle\nfrom labkit.system import launching\ndef test(own):\n    asyncio.run(lifecycle.find_or_start())\n"
+        f"    open({str(tmp_path / 'kernel')!r}, 'w', encoding='utf-8').write(str(launching.own_folder()))\n"
         f"    open({str(tmp_path / 'mark')!r}, 'w', encoding='utf-8').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n", encoding="utf-8")
-    (tmp_path / "conftest.py").write_text((nodes.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "conftest.py").write_text((paths.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "LABKIT_TESTS"))}
     run = subprocess.Popen([sys.executable, "-m", "pytest", "-q", "-n", "2", "--rootdir", str(tmp_path), str(tmp_path)],
                            cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
     try:
         wait_for(lambda: (tmp_path / "mark").exists() and (tmp_path / "mark").read_text(encoding="utf-8"), timeout=90)
         mark = (tmp_path / "mark").read_text(encoding="utf-8")
-        assert [process.name() for process in ward.owned(mark, "LABKIT_TESTS")].count("nats-server") == 3
+        assert [process.name() for process in reaper.owned(mark, "LABKIT_TESTS")].count("nats-server") == 3
     finally:
         run.kill()
         run.wait()
     kernel = Path((tmp_path / "kernel").read_text(encoding="utf-8"))
-    wait_for(lambda: not ward.owned(mark, "LABKIT_TESTS") and not Path(mark).exists() and not kernel.exists())
+    wait_for(lambda: not reaper.owned(mark, "LABKIT_TESTS") and not Path(mark).exists() and not kernel.exists())

@@ -5,9 +5,10 @@ import random
 import nbformat
 import pytest
 
-from labkit import Lab, notebook, workers
+from labkit import Lab, notebooks
+from labkit.processes import workers
 
-BOOK = nbformat.read(notebook.FOLDER / "07_effects_once.ipynb", 4)
+BOOK = nbformat.read(notebooks.FOLDER / "07_effects_once.ipynb", 4)
 QUICK, LONG = (100, 10), (300, 30)  # orders, kills; the lesson has 300 and 22
 SEEDS = {1: QUICK, 2: LONG, 3: LONG, 4: LONG, 5: LONG}
 KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef)

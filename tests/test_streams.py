@@ -5,7 +5,10 @@ import pytest
 from nats.js.errors import NoStreamResponseError, NotFoundError, ServiceUnavailableError
 from nats.js.manager import JetStreamManager
 
-from labkit import Lab, LabError, Recorder, settle, streams
+from labkit import Lab, LabError, Recorder
+from labkit.cluster import readiness
+from labkit.pictures import gantt, streams
+from labkit.wire import samplers
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ async def test_the_sampler_sees_every_depth_that_lasts_and_the_last_one(lab):
     log = Recorder()
     await lab.js.add_stream(name="ORDERS", subjects=["orders"])
     await lab.settled("ORDERS")
-    async with streams.sampling(lab.js, log, "ORDERS", every=0.01):
+    async with samplers.sampling(lab.js, log, "ORDERS", every=0.01):
         await lab.until(lambda: log.count("depth", messages=0))
         for _ in range(3):
             await lab.js.publish("orders", b"")
@@ -49,8 +52,8 @@ def depths():
 
 @pytest.mark.parametrize("draw", [
     lambda: streams.depths(depths(), ["A"], "t", "a"),
-    lambda: streams.gantt(deliveries(), "t", "a", notes=[(1.4, 2, "ran out")], marks=[(1.4, "ack wait over")]),
-    lambda: streams.gantt(Recorder(), "t", "a"),
+    lambda: gantt.deliveries(deliveries(), "t", "a", notes=[(1.4, 2, "ran out")], marks=[(1.4, "ack wait over")]),
+    lambda: gantt.deliveries(Recorder(), "t", "a"),
     lambda: streams.stream_log({3: "a", 4: "b"}, {"all": (4, 3), "idle": (0, 0)}, "t", "a"),
     lambda: streams.stream_log({}, {}, "t", "a"),
     lambda: streams.depths(Recorder(), ["A", "B"], "t", "a"),
@@ -118,4 +121,4 @@ async def test_a_leader_that_stays_silent_is_said(lab, monkeypatch):
     async def silent():
         raise NoStreamResponseError
     with pytest.raises(LabError, match="The leader of stream ORDERS did not answer in time: NoStreamResponseError"):
-        await settle.until_answered(silent, 0, "stream ORDERS")
+        await readiness.until_answered(silent, 0, "stream ORDERS")

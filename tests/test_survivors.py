@@ -9,10 +9,11 @@ from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js.errors import ServerError
 
-from labkit import LabError, notebook, workers
+from labkit import LabError, notebooks
+from labkit.processes import workers
 from labkit.exercises import production_settings, run_source
 
-BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebook.FOLDER / "08_work_queues.ipynb", 4).cells}
+BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebooks.FOLDER / "08_work_queues.ipynb", 4).cells}
 OPTIONS = {"packer": {"stream": "ORDERS", "batch": 6, "job": 0.03}, "steps": {"consumer": "workers"}, "goodbye": {}}
 WORK = {"packer": "asyncio.sleep(job)", "steps": 'asyncio.sleep(0.15 if "pack" in step else 0.03)', "goodbye": "asyncio.sleep(0.03)"}
 GOODBYE = production_settings.goodbye.source + """

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from labkit import LabError
-from labkit.sweep import cpu_seconds, machine, sweep
+from labkit.experiments.sweeps import cpu_seconds, machine, sweep
 
 GRID = {"size": [1, 2, 3], "kind": ["a", "b"]}
 
@@ -110,7 +110,7 @@ async def test_rows_of_another_machine_or_python_are_not_gone_on_with(tmp_path, 
     await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
     here = machine()
     for part, value in (("python", "2.7.18"), ("processor", "Z80"), ("cores", 77)):
-        monkeypatch.setattr("labkit.sweep.machine", lambda: {**here, part: value})
+        monkeypatch.setattr("labkit.experiments.sweeps.machine", lambda: {**here, part: value})
         with pytest.raises(LabError, match=re.escape(f"names {part} {here[part]!r}, now {value!r}. Delete both")):
             await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
 

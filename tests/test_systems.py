@@ -18,7 +18,7 @@ import pytest
 from conftest import copy_project, tracked
 from IPython.core.inputtransformer2 import TransformerManager
 
-from labkit import nodes
+from labkit import paths
 
 CONFTEST = ast.parse((Path(__file__).with_name("conftest.py")).read_text(encoding="utf-8"))
 SYSTEMS = ["linux", "darwin", "win32"]
@@ -56,7 +56,7 @@ def cells(path):
 
 @pytest.fixture(scope="module")
 def code():
-    return sources(nodes.PROJECT)
+    return sources(paths.PROJECT)
 
 
 # --- what mypy knows -----------------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_a_clone_on_windows_has_the_line_ends_of_the_others(tmp_path):
         subprocess.run([*git, *command], cwd=origin, check=True, capture_output=True)
     subprocess.run([*git, "clone", "-q", str(origin), str(tmp_path / "clone")], check=True, capture_output=True)
     for path in tracked():
-        assert (tmp_path / "clone" / path).read_bytes() == (nodes.PROJECT / path).read_bytes(), path
+        assert (tmp_path / "clone" / path).read_bytes() == (paths.PROJECT / path).read_bytes(), path
 
 
 def test_a_folder_in_which_all_line_ends_are_those_of_windows_works(own, tmp_path, labkit):
@@ -348,7 +348,7 @@ def test_a_folder_in_which_all_line_ends_are_those_of_windows_works(own, tmp_pat
     deep = [] if sys.platform == "win32" else ["d" * 120, "e" * 110]
     copy = tmp_path.joinpath(*deep, "Größe #1, 100% it's C")
     for path in tracked():
-        content = (nodes.PROJECT / path).read_bytes()
+        content = (paths.PROJECT / path).read_bytes()
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         (copy / path).write_bytes(content.replace(b"\n", b"\r\n") if has_text(content) else content)
 

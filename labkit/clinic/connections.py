@@ -3,8 +3,8 @@ import asyncio
 
 from nats.errors import NoRespondersError
 
-from labkit import nodes
-from labkit.client import farewell
+from labkit.system import ports
+from labkit.cluster.connection import close_client
 from labkit.clinic.case import Case, Unwell
 from labkit.clinic.shop import Shop
 
@@ -17,7 +17,7 @@ class new_password(Shop):
     hints = ["The log of the shop says who refused it, and why. The server is there: it answered.",
              "Authorization Violation: user and password of case.settings against the accounts of the server's "
              "configuration.",
-             "labkit/nats.conf has the password. A client without a user gets in too, and lands in the account of "
+             "labkit/cluster/nats.conf has the password. A client without a user gets in too, and lands in the account of "
              "no_auth_user."]
     repair = """
         await case.redeploy(user=lab.topic, password="lab")"""
@@ -46,7 +46,7 @@ class new_firewall(Shop):
         await case.redeploy(servers=[f'nats://127.0.0.1:{lab.node("n1").monitor}'])""", "the shop sends no orders")}
 
     def defaults(self):
-        return {**super().defaults(), "servers": [f"nats://127.0.0.1:{nodes.free_port()}"]}
+        return {**super().defaults(), "servers": [f"nats://127.0.0.1:{ports.free_port()}"]}
 
     def symptom(self):
         return "No connection" in self.last("shop")
@@ -158,7 +158,7 @@ class Ask(Case):
             await nc.subscribe(self.settings["service_subject"], "prices", cb=answer)
             await self._stopping.wait()
         finally:
-            await asyncio.shield(farewell(nc))
+            await asyncio.shield(close_client(nc))
 
     async def shop(self):
         nc = await self.connect("shop", **{key: self.settings[key] for key in ("servers", "user", "password")})
@@ -172,7 +172,7 @@ class Ask(Case):
                     self.note("shop", error)
                 await asyncio.sleep(0.03)
         finally:
-            await asyncio.shield(farewell(nc))
+            await asyncio.shield(close_client(nc))
 
     def symptom(self):
         return self.failed > 8 and not self.answered

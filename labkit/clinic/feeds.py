@@ -6,10 +6,11 @@ import time
 
 import nats
 
-from labkit import nodes
-from labkit.client import connect, farewell
+from labkit.cluster import nodes
+from labkit.system import ports
+from labkit.cluster.connection import close_client, connect
 from labkit.clinic.case import Case, Unwell
-from labkit.launch import launch
+from labkit.system.launching import launch
 
 
 class gaps_in_the_chart(Case):
@@ -47,7 +48,7 @@ class gaps_in_the_chart(Case):
                     await nc.publish("ticks.nats", str(self.sent).encode())
                 await self.until(self._stopping.is_set, 0.5)
         finally:
-            await asyncio.shield(farewell(nc))
+            await asyncio.shield(close_client(nc))
 
     async def chart(self):
         async def draw(msg):
@@ -62,7 +63,7 @@ class gaps_in_the_chart(Case):
             await self._stopping.wait()
         finally:
             self.listening.clear()
-            await asyncio.shield(farewell(nc, drain=False))
+            await asyncio.shield(close_client(nc, drain=False))
 
     def symptom(self):
         return self.sent > 200 and self.log()["message"].str.contains("SlowConsumer").any()
@@ -98,7 +99,7 @@ class drill_gone_wrong(Case):
              "never give up": ("await case.redeploy(max_reconnect_attempts=1000)", "when its node was killed again")}
 
     def defaults(self):
-        self.ports = [nodes.free_port() for _ in range(4)]  # two for clients, two for routes
+        self.ports = [ports.free_port() for _ in range(4)]  # two for clients, two for routes
         urls = [f"nats://127.0.0.1:{port}" for port in self.ports[:2]]
         return {"nodes": urls, "servers": urls[:1], "advertise": ["192.0.2.1:4222", "192.0.2.2:4222"],
                 "max_reconnect_attempts": -1}
@@ -129,7 +130,7 @@ class drill_gone_wrong(Case):
              "--cluster_name", "drill",
              "--cluster", f"nats://127.0.0.1:{self.ports[2 + i]}", "--routes", routes,
              "--client_advertise", self.settings["advertise"][i]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        await self.until(lambda: nodes.listens(self.ports[i]), 5)
+        await self.until(lambda: ports.listens(self.ports[i]), 5)
 
     async def shop(self):
         """Asks itself, through the server: an answer says that messages flow."""
@@ -150,7 +151,7 @@ class drill_gone_wrong(Case):
                     self.answers += 1
                 await asyncio.sleep(0.05)
         finally:
-            await asyncio.shield(farewell(nc, drain=False))
+            await asyncio.shield(close_client(nc, drain=False))
 
     async def drill(self):
         """Kills the node that the shop is on, once it knows of the other one."""

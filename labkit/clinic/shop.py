@@ -5,7 +5,7 @@ import json
 
 from nats.js.errors import NotFoundError
 
-from labkit.client import farewell
+from labkit.cluster.connection import close_client
 from labkit.clinic.case import Case, Unwell
 
 
@@ -58,7 +58,7 @@ class Shop(Case):
                     await self._sell(nc)
                 await asyncio.sleep(0.002 if self.busy else 0.04)
         finally:
-            await asyncio.shield(farewell(nc, drain=False))
+            await asyncio.shield(close_client(nc, drain=False))
 
     async def _sell(self, nc):
         self.number += 1
@@ -104,7 +104,7 @@ class Shop(Case):
                 for msg in msgs:
                     await self.settings["handler"](msg, process)
         finally:
-            await asyncio.shield(farewell(nc, drain=False))
+            await asyncio.shield(close_client(nc, drain=False))
 
     # --- is it well? -----------------------------------------------------------------------------------------------
 

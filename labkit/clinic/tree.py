@@ -1,5 +1,5 @@
 """The pictures of the clinic: the way of a message, and the decision tree from a complaint to a cause."""
-from labkit.pictures import GRID, INK, MUTED, SERIES, Picture, canvas, styled
+from labkit.pictures.style import canvas, GRID, INK, MUTED, Picture, SERIES, styled
 
 WAY = [("program", "does it log an error?"), ("connection", "does it reach a server,\nand which account?"),
        ("stream", "does it take the subject?"), ("consumer", "does it hand out?"), ("handler", "does it answer, once?")]

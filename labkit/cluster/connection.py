@@ -56,7 +56,7 @@ async def _abandon(client, attempt):
     if not attempt.cancelled():
         attempt.exception()  # heard, so that asyncio does not complain
     if client._transport:  # else it never came to a socket, and nats-py has nothing to close
-        await farewell(client, drain=False)
+        await close_client(client, drain=False)
 
 
 def _words(error):
@@ -97,7 +97,7 @@ async def flush(client):
     await asyncio.shield(client.flush())
 
 
-async def farewell(client, drain=True):
+async def close_client(client, drain=True):
     """Drains a client if it can be drained, and closes it, whatever happens."""
     try:
         with contextlib.suppress(Exception):  # a client that broke on purpose is closed all the same

@@ -4,9 +4,11 @@ import json
 import shutil
 import subprocess
 
-from labkit import nodes
+from labkit import paths
+from labkit.cluster import nodes
+from labkit.system import ports
 from labkit.errors import LabError
-from labkit.nodes import Node
+from labkit.cluster.nodes import Node
 
 PROJECT = "labkit"  # compose's name for this set of containers
 MESH = {"n1": "10.213.37.11", "n2": "10.213.37.12", "n3": "10.213.37.13"}  # in the network of the routes: as in the file
@@ -16,7 +18,7 @@ async def members():
     """The nodes of the running compose cluster (list of Node), or None: one of them at least answers on its monitoring
     port, and says that it runs in a container."""
     found = [Node(name, 4222 + i, 8222 + i) for i, name in enumerate(nodes.NAMES)]
-    if not any(await asyncio.gather(*(asyncio.to_thread(nodes.listens, node.monitor) for node in found))):
+    if not any(await asyncio.gather(*(asyncio.to_thread(ports.listens, node.monitor) for node in found))):
         return None
     told = await asyncio.gather(*(node.varz(timeout=2) for node in found))
     return found if any("compose" in facts.get("tags", []) for facts in told if facts) else None
@@ -30,7 +32,7 @@ def run(*arguments):
                        "unset, and the same cluster runs as three processes.")
     plugin = shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
     command = ["docker", "compose"] if plugin or not shutil.which("docker-compose") else ["docker-compose"]
-    done = subprocess.run([*command, "-p", PROJECT, "-f", str(nodes.PROJECT / "docker-compose.yml"), *arguments],
+    done = subprocess.run([*command, "-p", PROJECT, "-f", str(paths.PROJECT / "docker-compose.yml"), *arguments],
                           capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])

@@ -12,12 +12,13 @@ import time
 import nats
 import psutil
 
-from labkit import compose, nodes, state
-from labkit.client import connect, farewell
-from labkit.errors import LabError, check_timeout, own_frames
-from labkit.launch import say_that_it_is_a_kill
-from labkit.private import Private
-from labkit.settle import can_create
+from labkit.cluster import containers, raft
+from labkit.system import launching, ports
+from labkit.cluster.connection import close_client, connect
+from labkit.errors import check_timeout, LabError, own_frames
+from labkit.system.launching import say_that_it_is_a_kill
+from labkit.cluster.private import Private
+from labkit.cluster.readiness import can_create
 
 CONSEQUENCES = (OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF, nats.errors.ConnectionClosedError,
                 nats.errors.NoServersError)
@@ -49,7 +50,7 @@ class Faults:
         if await self._container("stop", node):
             return
         say_that_it_is_a_kill(name)
-        await asyncio.to_thread(nodes.end_processes, [node.process()], 30)
+        await asyncio.to_thread(launching.end_processes, [node.process()], 30)
 
     async def lame_duck(self, name):
         """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds, then sends them away
@@ -63,7 +64,7 @@ class Faults:
             return
         if sys.platform != "win32":
             self._alive(node).send_signal(signal.SIGUSR2)
-        await self.lab.until(lambda: nodes.is_free(node.port), timeout=10)
+        await self.lab.until(lambda: ports.is_free(node.port), timeout=10)
 
     async def pause(self, name):
         """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows; docker pause)."""
@@ -90,13 +91,13 @@ class Faults:
             if not process:
                 self.lab.cluster.spawn(node)
         await self.lab.until(node.varz, timeout)
-        await self.lab.until(lambda: nodes.listens(node.port), timeout)
+        await self.lab.until(lambda: ports.listens(node.port), timeout)
         node.server_id = (await node.varz(timeout=5) or {}).get("server_id", "")
 
     async def isolate(self, *names):
         """A network partition: these nodes and the others no longer hear each other; clients still reach all.
 
-        Processes: the proxies on their routes forward nothing (links.py); two nodes that are isolated are each alone.
+        Processes: the proxies on their routes forward nothing (partition.py); two nodes that are isolated are each alone.
         Containers: they leave the network of the routes (docker network disconnect)."""
         for node in [self._node(name) for name in names]:  # all are known before the first is cut off
             if node.name not in self.isolated:
@@ -121,7 +122,7 @@ class Faults:
         self._refuse_attached()
         check_timeout(timeout)
         end = time.monotonic() + timeout
-        leader = await state.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
+        leader = await raft.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
         if leader == to:
             return to
         while True:
@@ -131,7 +132,7 @@ class Faults:
                                "that the leader has? Look with: await lab.replicas()")
             await self._ask_to_step_down(stream, consumer, to, timeout=min(5, max(0.5, left)))
             left = max(0, end - time.monotonic())
-            leader = await state.wait_for_leader(self.lab, stream, consumer, other_than=leader, timeout=left)
+            leader = await raft.wait_for_leader(self.lab, stream, consumer, other_than=leader, timeout=left)
             if to in (None, leader):
                 return leader
 
@@ -146,7 +147,7 @@ class Faults:
             raise LabError(f"No answer within {timeout:.3g} s to the request {what}. Look with: await lab.replicas()") from None
         finally:
             if not stream:
-                await farewell(client, drain=False)
+                await close_client(client, drain=False)
         if "error" in answer:
             raise LabError(f"The server refused: {answer['error']}")
 
@@ -164,7 +165,7 @@ class Faults:
         for node in self.lab.cluster.nodes:
             await self._revive(node)
         await self.rejoin(*self.isolated)
-        await state.wait_for_whole(self.lab, timeout)
+        await raft.wait_for_whole(self.lab, timeout)
         await can_create(self.lab.cluster, timeout)
 
     async def _revive(self, node):
@@ -175,7 +176,7 @@ class Faults:
             if not process:
                 self.lab.cluster.spawn(node)
             return
-        await asyncio.to_thread(compose.mend, node.name)
+        await asyncio.to_thread(containers.mend, node.name)
 
     # --- where a fault may happen ----------------------------------------------------------------------------------
 
@@ -203,6 +204,6 @@ class Faults:
         """Does it with docker where the nodes are containers, and returns True; else returns False."""
         if self.lab.cluster.backend != "compose":
             return False
-        own = {"cut off": compose.cut_off, "rejoin": compose.mend, "resume": compose.resume}.get(verb)
-        await (asyncio.to_thread(own, node.name) if own else asyncio.to_thread(compose.docker, verb, *words, f"labkit-{node.name}"))
+        own = {"cut off": containers.cut_off, "rejoin": containers.mend, "resume": containers.resume}.get(verb)
+        await (asyncio.to_thread(own, node.name) if own else asyncio.to_thread(containers.docker, verb, *words, f"labkit-{node.name}"))
         return True

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from filelock import AsyncFileLock, FileLock, Timeout
 
-from labkit import compose, launch, nodes, paths
-from labkit.client import login_in, without_secrets
-from labkit.errors import LabError, explained
-from labkit.nodes import Node
-from labkit.settle import can_create
-from labkit.state import agreed
+from labkit import paths
+from labkit.cluster import containers, nodes
+from labkit.system import launching, ports
+from labkit.cluster.connection import login_in, without_secrets
+from labkit.errors import explained, LabError
+from labkit.cluster.nodes import Node
+from labkit.cluster.readiness import can_create
+from labkit.cluster.raft import agreed
 
 LEAST_ROOM = 256 << 20  # bytes of free disk below which no node is started
 PATIENCE = 60  # seconds to wait for another process that starts or ends the cluster
@@ -83,22 +85,22 @@ async def find():
 
 async def find_compose():
     """The running compose Cluster, or None."""
-    members = await compose.members()
+    members = await containers.members()
     return Cluster("compose", members, [node.url for node in members]) if members else None
 
 
 async def start_compose(say=lambda text: None):
     """Brings the containers up and waits until an R3 stream can be created. Returns a Cluster; raises LabError."""
-    up_in_part = (await asyncio.to_thread(compose.run, "ps", "-q")).strip()  # the ports are held by containers of ours
+    up_in_part = (await asyncio.to_thread(containers.run, "ps", "-q")).strip()  # the ports are held by containers of ours
     for port in () if up_in_part else (4222, 4223, 4224, 8222, 8223, 8224):
-        if who := nodes.holder(port):
+        if who := ports.holder(port):
             raise LabError(f"Port {port} is held by {who}, and the containers want it. If it is the lab's embedded "
                            "cluster, end it: LABKIT_BACKEND=embedded python -m labkit down")
     say("starting three containers")
     try:
-        await asyncio.to_thread(compose.run, "up", "-d")
+        await asyncio.to_thread(containers.run, "up", "-d")
     except LabError:
-        await asyncio.to_thread(compose.run, "down", "-v")
+        await asyncio.to_thread(containers.run, "down", "-v")
         raise
     return await mended_compose()
 
@@ -106,7 +108,7 @@ async def start_compose(say=lambda text: None):
 async def mended_compose():
     """The compose Cluster, whatever a kernel that was killed did to its containers, once an R3 stream can be created.
     Raises LabError after a minute."""
-    await asyncio.to_thread(compose.mend, *nodes.NAMES)
+    await asyncio.to_thread(containers.mend, *nodes.NAMES)
     for _ in range(600):
         cluster = await find_compose()
         told = cluster and await asyncio.gather(*(node.varz() for node in cluster.nodes))
@@ -115,7 +117,7 @@ async def mended_compose():
             return cluster
         await asyncio.sleep(0.1)
     raise LabError("The containers are up, but the cluster was not ready after 60 s. Look with: "
-                   f"docker compose -p {compose.PROJECT} logs")
+                   f"docker compose -p {containers.PROJECT} logs")
 
 
 async def find_or_start(say=lambda text: None):
@@ -130,7 +132,7 @@ async def find_or_start(say=lambda text: None):
 # --- the embedded backend ------------------------------------------------------------------------------------------
 
 def state_file():
-    return nodes.home() / "cluster.json"
+    return paths.home() / "cluster.json"
 
 
 def written_down():
@@ -145,12 +147,12 @@ def written_down():
 def _is_ours(node):
     """False if the state file came with a copy of another lab's folder: the data of that lab's nodes still lies there. Where
     the folder was moved, the old place is gone."""
-    return nodes.home() in Path(node.store).parents or not os.path.exists(node.store)
+    return paths.home() in Path(node.store).parents or not os.path.exists(node.store)
 
 
 def _running():
     """Processes of this home's shared nodes (list): those on its stores, and those of a folder that was moved since."""
-    found = {process.pid: process for process in nodes.strays(nodes.home())}
+    found = {process.pid: process for process in nodes.strays(paths.home())}
     found.update({process.pid: process for node in written_down() if (process := node.process())})
     return list(found.values())
 
@@ -183,7 +185,7 @@ def part():
 
 async def start_embedded(say=lambda text: None):
     """Starts what is missing and waits until an R3 stream can be created. Two callers at once get one cluster."""
-    paths.make_folder(nodes.home())
+    paths.make_folder(paths.home())
     lock = AsyncFileLock(lock_file(), timeout=PATIENCE)
     try:
         async with lock:
@@ -196,7 +198,7 @@ async def start_embedded(say=lambda text: None):
 
 def lock_file():
     """Who starts or ends the cluster of this home holds this lock."""
-    return nodes.home() / "cluster.lock"
+    return paths.home() / "cluster.lock"
 
 
 def _busy():
@@ -211,13 +213,13 @@ async def _start_embedded(say):
     if any(alive):
         missing = [node for node, well in zip(members, alive) if not well]  # they come back to their own store
         say(f"starting {', '.join(node.name for node in missing)} again")
-        nodes.end_processes([node.process() for node in missing])
+        launching.end_processes([node.process() for node in missing])
     else:
         _end_nodes()
         refuse_full_disk()
         # A new folder every time: a store cannot be opened by two servers, and an empty one boots ten times faster
         # (a restart with state waits out a full election, 4 to 9 s).
-        run = tempfile.mkdtemp(prefix="run-", dir=nodes.home())
+        run = tempfile.mkdtemp(prefix="run-", dir=paths.home())
         first = nodes.first_port()
         members = missing = [Node(name, first + i, first + i + 4000, os.path.join(run, name))
                              for i, name in enumerate(nodes.NAMES)]
@@ -232,7 +234,7 @@ async def _start_embedded(say):
         await can_create(cluster)
         _write_down(members)
     except BaseException:
-        nodes.end_processes([node.process() for node in missing])
+        launching.end_processes([node.process() for node in missing])
         raise
     return cluster
 
@@ -246,7 +248,7 @@ def refuse_second_port():
     """One home holds one cluster. Raises LabError if it runs on other ports than this environment asks for."""
     running = running_port()
     if running not in (None, nodes.first_port()):
-        raise LabError(f"The cluster of {nodes.home()} is up on {_span(running)}, and LABKIT_PORT asks for {nodes.first_port()}. "
+        raise LabError(f"The cluster of {paths.home()} is up on {_span(running)}, and LABKIT_PORT asks for {nodes.first_port()}. "
                        f"Three ways out: set LABKIT_PORT={running} to use it; end it first, with python -m labkit down; or set "
                        "LABKIT_HOME to another folder to have a second one beside it.")
 
@@ -259,7 +261,7 @@ def running_port():
 
 def place(first=None):
     """Which lab is meant, in words: its ports and its home. first: client port of n1 (default: the one asked for)."""
-    return f"{_span(first or nodes.first_port())}, home {nodes.home()}"
+    return f"{_span(first or nodes.first_port())}, home {paths.home()}"
 
 
 def _span(first):
@@ -267,16 +269,16 @@ def _span(first):
 
 
 def refuse_full_disk():
-    free = shutil.disk_usage(nodes.home()).free
+    free = shutil.disk_usage(paths.home()).free
     if free < LEAST_ROOM:
-        raise LabError(f"{free / 2**20:.0f} MiB of disk are free at {nodes.home()}; three nodes want {LEAST_ROOM >> 20} MiB. "
+        raise LabError(f"{free / 2**20:.0f} MiB of disk are free at {paths.home()}; three nodes want {LEAST_ROOM >> 20} MiB. "
                        "Free some space, or set LABKIT_HOME to a folder on another disk.")
 
 
 def refuse_taken_ports(members):
     for node in members:
         for port in (node.port, node.monitor, node.route):
-            who = nodes.holder(port)
+            who = ports.holder(port)
             if who:
                 raise LabError(
                     f"Port {port} (wanted by {node.name}) is held by {who}. Three ways out: end that program; use "
@@ -312,9 +314,9 @@ def last_words(node):
              or "nats-server:" in line][-2:]
     text = " | ".join(line.split("] ", 1)[-1] for line in lines) or "Its log says nothing."
     advice = {"no space left": f"Free some disk space, or set LABKIT_HOME to a folder on a disk with room "
-                               f"(now {nodes.home()}).",
+                               f"(now {paths.home()}).",
               "address already in use": "Something took the port in that moment: python -m labkit doctor shows who.",
-              "permission denied": f"It may not write there: set LABKIT_HOME to a folder of yours (now {nodes.home()})."}
+              "permission denied": f"It may not write there: set LABKIT_HOME to a folder of yours (now {paths.home()})."}
     way_out = next((advice[key] for key in advice if key in text), "python -m labkit doctor looks closer.")
     return f"It said: {text}. {way_out} Whole log: {node.log}"
 
@@ -322,7 +324,7 @@ def last_words(node):
 def end_embedded():
     """Ends the cluster of this home and what killed kernels left there, and removes the data. Returns (number of nodes, number
     of processes of killed kernels). Waits for somebody who is just starting or ending it. Raises LabError."""
-    paths.make_folder(nodes.home())
+    paths.make_folder(paths.home())
     try:
         with FileLock(lock_file(), timeout=PATIENCE):
             return _end_nodes(), _end_orphans()
@@ -335,18 +337,18 @@ def end_embedded():
 def _end_nodes():
     """Ends every shared node that was started from this home, written down or not. Returns their number."""
     found = _running()
-    nodes.end_processes(found, graceful=2)
+    launching.end_processes(found, graceful=2)
     state_file().unlink(missing_ok=True)
-    for run in nodes.home().glob("run-*"):
+    for run in paths.home().glob("run-*"):
         shutil.rmtree(run, ignore_errors=True)
     return len(found)
 
 
 def _end_orphans():
-    """Ends what outlived a kernel because its ward was killed as well. Returns the number of processes."""
-    processes, folders = launch.orphans()
-    nodes.end_processes(processes)
+    """Ends what outlived a kernel because its reaper was killed as well. Returns the number of processes."""
+    processes, folders = launching.orphans()
+    launching.end_processes(processes)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-        launch.remove_lock(folder)
+        launching.remove_lock(folder)
     return len(processes)

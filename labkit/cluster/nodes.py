@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,13 +13,13 @@ from pathlib import Path
 import psutil
 
 from labkit.errors import LabError
-from labkit.launch import launch
-from labkit.paths import PROJECT, home, make_folder  # noqa: F401 (also read as nodes.PROJECT and nodes.home)
+from labkit.system.launching import STARTED, end_processes, launch
+from labkit.system.ports import is_free
+from labkit.paths import make_folder
 
 CONFIG = Path(__file__).with_name("nats.conf")
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a company's proxy must not see loopback
 NAMES = ("n1", "n2", "n3")
-STARTED = {}  # Popen of a node that this process started -> its store; kept so that ended nodes are reaped, and known at once
 
 
 def first_port():
@@ -141,29 +140,6 @@ def store_of(process):
     return Path(re.sub(r"\\x([0-9A-F]{2})", lambda odd: chr(int(odd[1], 16)), store.strip('"')))
 
 
-def end_processes(processes, graceful=0):
-    """Ends these psutil processes: asks first if graceful (seconds) is given, then kills. Returns when all are gone. Raises
-    LabError, in the end, if one is another user's."""
-    processes, refused = [process for process in processes if process], []
-    for signal, patience in (("terminate", graceful), ("kill", 5)):
-        if patience:
-            for process in processes:
-                try:
-                    process.resume()  # a paused process would not hear it
-                    getattr(process, signal)()
-                except psutil.NoSuchProcess:
-                    pass
-                except psutil.AccessDenied:
-                    refused.append(process)
-            processes = [process for process in processes if process not in refused]
-            _, processes = psutil.wait_procs(processes, timeout=patience)
-    for child in STARTED:
-        child.poll()
-    if refused:
-        who = ", ".join(f"{process.pid} of {process.username()}" for process in refused)
-        raise LabError(f"These processes belong to another user, who has to end them: {who}.")
-
-
 def strays(folder):
     """Processes of the shared cluster's nodes of this home (stores in run-*), whoever started them and whatever was written
     down. Nodes of a private cluster belong to the kernel that started them."""
@@ -182,78 +158,6 @@ def first_port_of(process):
         return None
     port = int(environment["CLIENT_LISTEN"].strip('"').rpartition(":")[2])
     return port - NAMES.index(environment["NODE"].strip('"'))
-
-
-def holder(port):
-    """Who has this TCP port of loopback: 'name (pid 123)', 'another program', the system itself, or None if it is free.
-    A NATS server is named with its version, as it introduces itself."""
-    if not listens(port):
-        return who_refuses(_bound(port), sys.platform)
-    return " = ".join(filter(None, [_greeting(port), _listener(port)])) or "another program"
-
-
-def who_refuses(error, system):
-    """Who has a port on which nobody listens, where binding it on this system (as sys.platform has it) ended in this
-    OSError. None if it ended well (error is None)."""
-    if error is None:
-        return None
-    if isinstance(error, PermissionError) and system == "win32":  # 10013: whole ranges, for Hyper-V, WSL or Docker
-        return "Windows itself, which reserves it: see netsh interface ipv4 show excludedportrange tcp"
-    if isinstance(error, PermissionError):
-        return "the system, which does not let you have it"
-    return "another program"
-
-
-def _greeting(port):
-    """'nats-server 2.11.6 named n1' if a NATS server greets on this port, else None."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
-            said = probe.recv(4096).decode(errors="replace")
-        info = json.loads(said.removeprefix("INFO ").split("\r\n")[0])
-        return f"nats-server {info['version']} named {info.get('server_name', '?')}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _listener(port):
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    except psutil.Error:  # macOS and Windows tell only the administrator
-        pass
-    return None
-
-
-def listens(port):
-    """True if somebody accepts connections on this port of loopback. It binds nothing, so it can be asked while a server
-    is about to take the port."""
-    with socket.socket() as probe:
-        probe.settimeout(0.1)  # the system itself answers, at once; but Windows takes two seconds for a no, WSL minutes
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def is_free(port):
-    """True if nobody listens on the port and it can be bound."""
-    return not listens(port) and _bound(port) is None
-
-
-def _bound(port):
-    """Binds the port and lets it go. Returns None, or the OSError where that cannot be."""
-    with socket.socket() as probe:
-        if sys.platform != "win32":  # as nats-server does: a connection that has ended does not hold the port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            return error
-
-
-def free_port():
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def other_port():

@@ -16,7 +16,7 @@ class Links:
     def __init__(self, routes):
         """routes: {(node, other): (port to listen on, port of the other's routes)}."""
         self.ports = {pair: port for pair, (port, _) in routes.items()}
-        from labkit.launch import launch  # not above: as a process of its own, this file does without labkit
+        from labkit.system.launching import launch  # not above: as a process of its own, this file does without labkit
         self.child = launch([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             stderr=subprocess.DEVNULL)
         self._ask([[*pair, *ports] for pair, ports in routes.items()])

@@ -4,18 +4,19 @@ import os
 import random
 import shutil
 
-from labkit import launch, nodes
-from labkit.cluster import Cluster, find_compose, mended_compose, refuse_full_disk, start_compose, wait_ready
+from labkit.cluster import nodes
+from labkit.system import launching, ports
+from labkit.cluster.lifecycle import Cluster, find_compose, mended_compose, refuse_full_disk, start_compose, wait_ready
 from labkit.errors import LabError
-from labkit.links import Links
-from labkit.nodes import Node
-from labkit.settle import can_create
+from labkit.cluster.partition import Links
+from labkit.cluster.nodes import Node
+from labkit.cluster.readiness import can_create
 
 NOWHERE = "127.0.0.1:1"  # what a node tells others about its routes: gossip must not lead around the proxies
 
 
 class Private(Cluster):
-    """Three nodes whose routes run through proxies (see links.py). `links`; `folder` with their data and logs."""
+    """Three nodes whose routes run through proxies (see partition.py). `links`; `folder` with their data and logs."""
     links = None
 
     def start_links(self):
@@ -28,7 +29,7 @@ class Private(Cluster):
 
     def end(self):
         """Ends nodes and proxies and removes the data. Returns the names of nodes that could not be ended."""
-        nodes.end_processes([node.process() for node in self.nodes])
+        launching.end_processes([node.process() for node in self.nodes])
         if self.links:
             self.links.end()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -39,7 +40,7 @@ async def start(tries=3, sync="2m"):
     """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises LabError.
 
     sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always"."""
-    launch.own_folder()
+    launching.own_folder()
     refuse_full_disk()
     while True:
         cluster = _laid_out(sync)
@@ -69,7 +70,7 @@ async def start_or_containers(say):
 
 def _laid_out(sync):
     """A Private cluster with its ports and its folder; nothing of it runs yet."""
-    folder = launch.new_folder("private")  # on a real disk: a folder for temporary files may be memory
+    folder = launching.new_folder("private")  # on a real disk: a folder for temporary files may be memory
     base, at = free_base(), itertools.count(6000)
     members = [Node(name, base + i, base + i + 4000, str(folder / name), sync=sync) for i, name in enumerate(nodes.NAMES)]
     cluster = Private("embedded", members, [node.url for node in members])
@@ -83,7 +84,7 @@ def free_base():
     outgoing connections, so that a node that was killed gets its own back)."""
     for base in random.sample(range(20000, 26000, 10), 600):
         offsets = [offset + i for offset in (0, 2000, 4000) for i in range(3)] + [6000 + i for i in range(6)]
-        if all(nodes.is_free(base + offset) for offset in offsets):
+        if all(ports.is_free(base + offset) for offset in offsets):
             return base
     raise LabError("No 15 free ports between 20000 and 32006 on 127.0.0.1 for a private cluster. "
                    "Look with: python -m labkit doctor")

@@ -6,7 +6,7 @@ import time
 import psutil
 
 from labkit.errors import LabError
-from labkit.nodes import Node
+from labkit.cluster.nodes import Node
 
 ASK = "jsz?accounts=true&streams=true&consumers=true"
 SILENT = 3e9  # nanoseconds: a follower that its leader has not heard for so long does not count (heartbeats come each second)

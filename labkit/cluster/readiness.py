@@ -16,7 +16,7 @@ import time
 from nats.errors import Error, NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from labkit.client import connect, farewell
+from labkit.cluster.connection import close_client, connect
 from labkit.errors import LabError
 
 REFUSED = (10060,)  # "expected stream does not match": said by the leader itself, so it is known here
@@ -43,7 +43,7 @@ async def can_create(cluster, timeout=40):
                     raise LabError(f"No R3 stream could be created after {timeout} s: {error!r}.") from None
                 await asyncio.sleep(0.02)
     finally:
-        await farewell(client, drain=False)
+        await close_client(client, drain=False)
 
 
 async def settled(client, stream, timeout=20):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psutil
 
-from labkit import nodes
+from labkit.cluster import nodes
+from labkit.system import ports
 from labkit.errors import LabError
-from labkit.launch import end, launch
+from labkit.system.launching import end, launch
 
 _count = itertools.count(1)
 
@@ -19,7 +20,7 @@ class Single:
     """A server that single() started. `url`, `port`; `stop()`, `await start()`, `pause()`, `resume()`."""
 
     def __init__(self, folder):
-        self.folder, self.port, self.child = folder, nodes.free_port(), None
+        self.folder, self.port, self.child = folder, ports.free_port(), None
         self.url, self.log = f"nats://127.0.0.1:{self.port}", folder / "server.log"
 
     async def start(self, timeout=10):

@@ -4,7 +4,7 @@ import datetime
 
 import psutil
 
-from labkit import compose, state
+from labkit.cluster import containers, raft
 from labkit.errors import LabError
 
 
@@ -15,7 +15,7 @@ async def nodes(cluster, isolated=()):
     state: "up"; "isolated" (it answers, and is cut off from the others); "paused"; "dead"; "no answer" where more cannot
     be known. isolated: names of the nodes that are cut off, since no node can tell that of itself."""
     import pandas as pd
-    told = await asyncio.gather(*map(state.patient, cluster.nodes))
+    told = await asyncio.gather(*map(raft.patient, cluster.nodes))
     rows = []
     for node, facts in zip(cluster.nodes, told):
         if not facts:
@@ -41,7 +41,7 @@ def _why_silent(cluster, node):
             return "dead"
     if cluster.backend == "compose":
         try:
-            word = compose.docker("inspect", "-f", "{{.State.Status}}", f"labkit-{node.name}").strip()
+            word = containers.docker("inspect", "-f", "{{.State.Status}}", f"labkit-{node.name}").strip()
         except LabError:  # there is no such container any more
             return "dead"
         return {"paused": "paused", "exited": "dead", "dead": "dead"}.get(word, "no answer")
@@ -54,11 +54,11 @@ async def replicas(cluster, account):
     One row a replica of a stream of this account, read from the nodes themselves, so it works while JetStream does not;
     a stream all of whose nodes are silent is not in it."""
     import pandas as pd
-    views = await state.seen(cluster, account, state.patient)
+    views = await raft.seen(cluster, account, raft.patient)
     rows = []
     for stream in sorted({name for view in views.values() for name in view["streams"]}):
-        leader = state.leading(views, stream)
-        holders = {name: state.group(view, stream) for name, view in views.items() if stream in view["streams"]}
+        leader = raft.leading(views, stream)
+        holders = {name: raft.group(view, stream) for name, view in views.items() if stream in view["streams"]}
         peers = {peer["name"]: peer for peer in holders.get(leader, {}).get("replicas") or []}
         members = {*holders, *(peer["name"] for known in holders.values() for peer in known.get("replicas") or [])}
         for node in sorted(members):
@@ -74,7 +74,7 @@ def _standing(node, leader, peers):
     if not leader:
         return "unknown"
     peer = peers.get(node, {"current": node == leader})
-    return "offline" if not state.heard(peer) else "current" if peer["current"] else "behind"
+    return "offline" if not raft.heard(peer) else "current" if peer["current"] else "behind"
 
 
 async def streams(js):
@@ -119,7 +119,7 @@ async def connections(cluster, account):
 async def connection_rows(cluster, account):
     """The rows of connections() as a list of dicts, without pandas, whose import takes seconds."""
     query = f"connz?acc={account.upper()}&limit=100000"  # without it, 1024
-    told = await asyncio.gather(*(state.patient(node, query) for node in cluster.nodes))
+    told = await asyncio.gather(*(raft.patient(node, query) for node in cluster.nodes))
     return [{"node": node.name, "name": c.get("name", ""), "subscriptions": c["subscriptions"],
              "in_msgs": c["in_msgs"], "out_msgs": c["out_msgs"], "pending_bytes": c["pending_bytes"]}
             for node, facts in zip(cluster.nodes, told) for c in (facts or {}).get("connections") or []]

@@ -4,8 +4,8 @@ import itertools
 
 import pandas as pd
 
-from labkit import pictures
-from labkit.pictures import INK, MUTED, STATE
+from labkit.pictures import maps, style
+from labkit.pictures.style import INK, MUTED, STATE
 
 PLACES = [(360, 62, "start"), (226, 216, "end"), (494, 216, "start")]  # of n1, n2, n3, and on which side their words stand
 SHAPES = {  # around (0, 0): a state is a colour and a shape and a word
@@ -30,7 +30,7 @@ def picture(nodes, replicas):
              for name, row in nodes.iterrows()]
     alt = f"Cockpit. {title}: {'; '.join(words + leaders) or 'nothing more is known'}."
     notes = {name: "\n".join(_led(name, replicas)) for name in nodes.index if _led(name, replicas)}
-    return pictures.cluster_map(nodes, title, alt, notes)
+    return maps.cluster_map(nodes, title, alt, notes)
 
 
 def _led(node, replicas):
@@ -54,7 +54,7 @@ def _link(a, b, states):
         return line + f'stroke="{MUTED}" stroke-width="3"/>'
     if states & {"dead", "paused", "no answer"}:
         return line + f'stroke="{MUTED}" stroke-width="2" stroke-dasharray="2 7"/>'
-    x, y, red = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2, pictures.OUTCOME["lost"][0]
+    x, y, red = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2, style.OUTCOME["lost"][0]
     cross = f'<path d="M{x - 9},{y - 9} l18,18 m0,-18 l-18,18" stroke="{red}" stroke-width="4"/>'
     return line + f'stroke="{red}" stroke-width="2" stroke-dasharray="9 6"/>' + cross
 
@@ -88,7 +88,7 @@ def _table(nodes, replicas):
 
 def _stream(name, replicas):
     led = (replicas.loc[name, "role"] == "leader").any()
-    alarm = f"<br><b style='color:{pictures.OUTCOME['lost'][0]}'>✕ no leader</b>"
+    alarm = f"<br><b style='color:{style.OUTCOME['lost'][0]}'>✕ no leader</b>"
     return f"<b>{html.escape(name)}</b>{'' if led else alarm}"
 
 

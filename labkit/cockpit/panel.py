@@ -16,7 +16,7 @@ import concurrent.futures
 import html
 import sys
 
-from labkit import state
+from labkit.cluster import raft
 from labkit.errors import LabError
 
 PERIOD = 0.5  # seconds between two looks
@@ -32,11 +32,11 @@ VERBS = {  # verb of lab.faults -> (states in which its button can be pressed, w
 
 def show(lab):
     """The cockpit of this lab: what a cell that ends in it displays. A Cockpit in front of a person, else a Picture."""
-    from labkit import cockpit_map  # and matplotlib: not before somebody wants to see something
+    from labkit.cockpit import drawing  # and matplotlib: not before somebody wants to see something
     # The cell did not say `await`, and its loop is busy with the cell: the first look has a loop, in a thread, of its own.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         seen = pool.submit(lambda: asyncio.run(look(lab))).result()
-    picture = cockpit_map.picture(*seen[:2])
+    picture = drawing.picture(*seen[:2])
     if not somebody_watches():
         return picture
     if earlier := getattr(lab, "_cockpit", None):
@@ -54,7 +54,7 @@ def somebody_watches():
 
 async def look(lab):
     """(lab.nodes(), lab.replicas(), the consumers as sorted pairs of stream and name), at one time."""
-    nodes, replicas, views = await asyncio.gather(lab.nodes(), lab.replicas(), state.seen(lab.cluster, lab.topic))
+    nodes, replicas, views = await asyncio.gather(lab.nodes(), lab.replicas(), raft.seen(lab.cluster, lab.topic))
     return nodes, replicas, sorted({pair for view in views.values() for pair in view["consumers"]})
 
 
@@ -148,9 +148,9 @@ class Cockpit:
             await asyncio.wait([self.over], timeout=max(0.1, PERIOD - (self.loop.time() - began)))
 
     def _draw(self, nodes, replicas, consumers):
-        from labkit import cockpit_map
+        from labkit.cockpit import drawing
         self.replicas = replicas = with_silent(nodes, replicas, self.replicas)
-        self.map.value = cockpit_map.page(nodes, replicas)
+        self.map.value = drawing.page(nodes, replicas)
         for (node, verb), button in self.buttons.items():
             state, cut = nodes.loc[node, "state"], node in self.lab.faults.isolated
             usable = cut if verb == "rejoin" else state in VERBS[verb][0].split() and not (verb == "isolate" and cut)

@@ -16,7 +16,7 @@ import linecache
 import textwrap
 from types import SimpleNamespace
 
-from labkit import workers
+from labkit.processes import workers
 from labkit.errors import where
 
 LIMIT = 10  # seconds that a check may take by default; an answer that never returns must not hang the notebook

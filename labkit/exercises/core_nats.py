@@ -3,7 +3,7 @@ import asyncio
 import contextlib
 import inspect
 
-from labkit.exercises import NotYet, exercise
+from labkit.exercises import exercise, NotYet
 
 WANTED = ["sensors.berlin.1.temp", "sensors.paris.22.temp", "sensors.oslo.attic.temp"]
 UNWANTED = ["sensors.berlin.temp", "sensors.berlin.1.humidity", "sensors.berlin.1.temp.raw", "sensors.temp",

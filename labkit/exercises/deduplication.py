@@ -5,8 +5,8 @@ import contextlib
 from nats.js import api
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 
 class _Wire:

@@ -4,8 +4,8 @@ import inspect
 import json
 import time
 
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 HANDLE = """
 async def answer(msg, process):

@@ -6,9 +6,9 @@ from nats.errors import Error as NatsError
 from nats.js import api
 from nats.js.errors import APIError
 
-from labkit import private, state
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.cluster import private, raft
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 KEEPS = """
 from nats.js import api
@@ -160,9 +160,9 @@ async def _healthy(lab):
         await lab.wait_for_leader("EX_VIEWS")
 
         async def known():
-            views = await state.seen(lab.cluster, lab.topic)
+            views = await raft.seen(lab.cluster, lab.topic)
             there = [("EX_VIEWS" in view["streams"]) for view in views.values()] == [True] * 3
-            return views if there and state.leading(views, "EX_VIEWS") else None
+            return views if there and raft.leading(views, "EX_VIEWS") else None
         return await lab.until(known, timeout=15)
     finally:
         await delete(lab.js, "EX_VIEWS")

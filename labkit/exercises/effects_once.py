@@ -7,8 +7,8 @@ import json
 import sqlite3
 import uuid
 
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 SAFE = """
 %%worker mine.py
@@ -107,7 +107,8 @@ LISTED = (AUDIT.replace(".state, set()", ".state, []").replace("ordered.add", "o
            "does not run": (SAFE.replace("json.loads", "jason.loads"), "NameError: name 'jason' is not defined")})
 async def safe_worker(lab, answer):
     """Charge each order once: killed after a charge, refused by the books, published twice, held by two workers at once."""
-    from labkit import LabError, Recorder, workers
+    from labkit import LabError, Recorder
+    from labkit.processes import workers
     if not isinstance(answer, str) or not (workers.folder(lab.topic) / answer).exists():
         raise NotYet(f"{answer!r} is no file of a %%worker cell; wanted: run the cell that begins with %%worker mine.py, "
                      'then pass its name, "mine.py".')

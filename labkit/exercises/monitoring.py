@@ -3,8 +3,8 @@ import asyncio
 import contextlib
 import inspect
 
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 GIVEN_UP = """
 async def given_up(js, stream):

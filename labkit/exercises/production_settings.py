@@ -7,9 +7,9 @@ import nats
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
-from labkit.exercises import NotYet, exercise
-from labkit.single import single
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.standalone import single
+from labkit.cluster.streams import delete
 
 OPTIONS = """
 errors = []

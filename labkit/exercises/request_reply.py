@@ -5,7 +5,7 @@ import time
 
 from nats.errors import NoRespondersError
 
-from labkit.exercises import NotYet, exercise
+from labkit.exercises import exercise, NotYet
 
 
 async def _server_knows(client):

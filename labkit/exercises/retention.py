@@ -3,8 +3,8 @@ import asyncio
 
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 
 async def _without(js, *names):

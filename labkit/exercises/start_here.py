@@ -1,7 +1,7 @@
 """Exercises of lesson 00: how exercises work."""
 import asyncio
 
-from labkit.exercises import NotYet, exercise
+from labkit.exercises import exercise, NotYet
 
 
 @exercise(

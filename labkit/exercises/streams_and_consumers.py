@@ -8,8 +8,8 @@ import nats.errors
 import nats.js.errors
 
 from labkit.errors import LabError
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 READINGS = [("oslo", "3"), ("rome", "18"), ("oslo", "4"), ("cairo", "30"), ("rome", "19"), ("oslo", "5")]
 NEWEST = {"ex.sensors.oslo": "5", "ex.sensors.rome": "19", "ex.sensors.cairo": "30"}

@@ -1,8 +1,8 @@
 """Exercises of lesson 12: tell broken consumers apart, and say what became of a publish."""
 import inspect
 
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 DIAGNOSE = """
 async def answer(js, stream, consumer):
@@ -58,14 +58,14 @@ async def diagnose(lab, answer):
     """Tell three broken consumers apart: "filter", "ack pending" or "paused"; and "fine" for the others."""
     _wants(answer, "js, stream, consumer")
     js = lab.js
-    await _fresh(lab, "EX_WARD", subjects=["ex.ward.*"])
+    await _fresh(lab, "EX_WARD", subjects=["ex.reaper.*"])
     wanted = {"BLIND": "filter", "STUCK": "ack pending", "HELD": "paused", "BUSY": "fine", "DONE": "fine"}
     try:
         for name in wanted:
             await js.add_consumer("EX_WARD", durable_name=name, max_ack_pending=3, ack_wait=30,
-                                  filter_subject="ex.word.*" if name == "BLIND" else "ex.ward.*")
+                                  filter_subject="ex.word.*" if name == "BLIND" else "ex.reaper.*")
         for number in range(6):
-            await js.publish(f"ex.ward.{number}", b"")
+            await js.publish(f"ex.reaper.{number}", b"")
         await lab.settled("EX_WARD")
         for name, acks in [("STUCK", 0), ("BUSY", 1), ("DONE", 6)]:
             sub = await js.pull_subscribe_bind(name, "EX_WARD")

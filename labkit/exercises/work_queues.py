@@ -6,8 +6,8 @@ import inspect
 import time
 
 from labkit.errors import LabError
-from labkit.exercises import NotYet, exercise
-from labkit.slate import delete
+from labkit.exercises import exercise, NotYet
+from labkit.cluster.streams import delete
 
 BATCH = """
 def answer(config, workers, seconds):

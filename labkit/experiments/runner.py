@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from labkit import notebook
+from labkit import notebooks
 from labkit.errors import LabError
 
 
@@ -18,7 +18,7 @@ def run(name, parameters, out, keep=False):
     results into the notebook itself, as they are committed. Raises LabError if there is no such notebook or parameter, or
     a cell fails.
     """
-    path, folder = notebook.find([name])[0], Path(out).resolve()
+    path, folder = notebooks.find([name])[0], Path(out).resolve()
     known = papermill.inspect_notebook(str(path))
     if not known:
         raise LabError(f"{path.name} has no `parameters` cell; wanted: an experiment (90 and up).")
@@ -50,4 +50,4 @@ def _keep(path, done):
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = outputs[cell["id"]]
-    path.write_text(nbformat.writes(notebook.normalise(book)) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(nbformat.writes(notebooks.normalise(book)) + "\n", encoding="utf-8", newline="\n")

@@ -3,85 +3,22 @@
 import asyncio
 import contextlib
 import datetime
-import itertools
 import json
 import os
 import time
 from pathlib import Path
 
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
-from nats.js.errors import NotFoundError
 
-from labkit import cluster as clusters
-from labkit import nodes, paths, tables
-from labkit.client import connect, farewell, flush
+from labkit.cluster import lifecycle
+from labkit import paths
+from labkit.cluster import nodes, tables
+from labkit.cluster.connection import close_client, connect, flush
 from labkit.errors import LabError
-from labkit.settle import until_answered
+from labkit.cluster.streams import delete, delete_all, stream_names
 
-NO_JETSTREAM = (10039, 10076)  # not enabled for the account, not enabled at all
 FAILURES = (LabError, NatsError, TimeoutError)  # how cleaning up may fail where the servers are not well
 CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each connection asked of JetStream
-
-
-async def stream_names(client, timeout=15):
-    """Names of all streams of the client's account (set); the empty set where there is no
-    JetStream. timeout: seconds; raises LabError if nobody answers so long: silence is not "no
-    streams".
-
-    The meta leader knows all names. A list with their state (streams_info) it gathers from the
-    streams' leaders: it waits four seconds for each that is silent, and then leaves it out."""
-    found, total, end = [], 1, time.monotonic() + timeout
-    while len(found) < total:
-        try:
-            answer = await client.request(
-                "$JS.API.STREAM.NAMES", b'{"offset": %d}' % len(found), timeout=3
-            )
-            page = json.loads(answer.data)
-        except NoRespondersError:
-            break
-        except TimeoutError:
-            page = {"error": {"err_code": None}}
-        # busy, or no meta leader at this moment
-        if "error" in page and page["error"]["err_code"] not in NO_JETSTREAM:
-            if time.monotonic() > end or not client.is_connected:
-                raise LabError(
-                    "JetStream does not answer, so nobody knows which streams there are. "
-                    "Look with: python -m labkit status"
-                )
-            await asyncio.sleep(0.02)
-            continue
-        names, total = page.get("streams") or [], page.get("total", 0)
-        found += names
-        if not names:
-            break
-    return set(found)
-
-
-async def delete(js, name, timeout=20):
-    """Deletes a stream; asks again where nobody answers. Returns False if it was gone already: a
-    list may name one for a moment after its end. timeout: seconds; raises LabError after it."""
-    tries = itertools.count()
-
-    async def ask():
-        first = next(tries) == 0
-        try:
-            return await js.delete_stream(name)
-        except NotFoundError:
-            return not first  # a try before deleted it, and its answer was lost
-
-    return await until_answered(ask, time.monotonic() + timeout, f"stream {name}")
-
-
-async def delete_all(client, names, timeout=10):
-    """Deletes these streams (set of names) and waits until the meta leader no longer names them:
-    until then, who looks for streams finds them, and takes them for somebody else's."""
-    for name in names:
-        await delete(client.jetstream(timeout=2), name)
-    for _ in range(int(timeout / 0.02)):
-        if not names or not names & await stream_names(client):
-            return
-        await asyncio.sleep(0.02)
 
 
 class Account:
@@ -123,7 +60,7 @@ class Account:
         try:
             yield client
         finally:
-            await farewell(client, drain=False)
+            await close_client(client, drain=False)
 
     async def _delete(self, client, names):
         await delete_all(client, names)
@@ -317,7 +254,7 @@ class Note:
         login = lab.cluster.login(lab.topic)
         user = login.get("user") or login.get("user_credentials") or ""
         self.here = f"{lab.cluster.shown} {user}".strip()
-        self.file = nodes.home() / "lessons" / f"{lab.topic}.made.json"
+        self.file = paths.home() / "lessons" / f"{lab.topic}.made.json"
 
     def read(self):
         """All that is written down; nothing where the file is not whole."""
@@ -366,7 +303,7 @@ async def wipe_accounts(topics):
         raise LabError(
             f"There is no lesson {unknown[0]!r}; wanted: one of {', '.join(nodes.accounts())}."
         )
-    cluster = await clusters.find()
+    cluster = await lifecycle.find()
     if not cluster:
         return "no cluster is up, so there is nothing to reset"
     if cluster.backend == "attached":
@@ -381,7 +318,7 @@ async def wipe_accounts(topics):
             for name in await stream_names(client):
                 deleted += await delete(client.jetstream(timeout=2), name)
         finally:
-            await farewell(client, drain=False)
+            await close_client(client, drain=False)
     return f"reset {len(topics)} account(s): {deleted} stream(s) deleted"
 
 

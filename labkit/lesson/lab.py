@@ -7,14 +7,18 @@ import inspect
 import shutil
 import time
 
-from labkit import cluster as clusters
-from labkit import cockpit, faults, greeting, interrupts, nodes, private, settle, slate, state, tables, workers
-from labkit.claim import claim
-from labkit.client import connect, farewell
-from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
+from labkit.cluster import lifecycle
+from labkit.cluster import faults, nodes, private, raft, readiness, tables
+from labkit.cockpit import panel
+from labkit.lesson import banner, cleanup
+from labkit.processes import workers
+from labkit.system import interrupts
+from labkit.lesson.lock import claim
+from labkit.cluster.connection import close_client, connect
+from labkit.errors import check_timeout, describe, ErrorNet, explained, LabError
 from labkit.exercises import book
-from labkit.launch import new_folder
-from labkit.seen import UNFINISHED, what_it_saw
+from labkit.system.launching import new_folder
+from labkit.waiting import UNFINISHED, what_it_saw
 
 _open = {}  # topic -> Lab of this process: running the setup cell again closes the earlier one
 
@@ -52,15 +56,15 @@ class Lab:
     async def _enter(self, alone):
         _open[self.topic] = self
         interrupts.wake_on_signals(asyncio.get_running_loop())
-        self.cluster = await (private.start_or_containers if alone else clusters.find_or_start)(print)
+        self.cluster = await (private.start_or_containers if alone else lifecycle.find_or_start)(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
-        greeting.refuse_other_version(self)
-        self._slate = slate.Made(self) if self.attached else slate.Account(self)
+        banner.refuse_other_version(self)
+        self._slate = cleanup.Made(self) if self.attached else cleanup.Account(self)
         removed = await self._slate.clean()
         workers.offer_magic(self.topic)
         self._net.watch(asyncio.get_running_loop())
-        print(greeting.summary(self, removed))
+        print(banner.summary(self, removed))
 
     @property
     def attached(self):
@@ -70,7 +74,7 @@ class Lab:
     @property
     def about(self):
         """What a measurement should be read with: backend, number of nodes, versions of server and client (dict)."""
-        return greeting.about(self)
+        return banner.about(self)
 
     @property
     def exercises(self):
@@ -94,7 +98,7 @@ class Lab:
         try:
             self.refuse_closed()  # meanwhile: nobody would close this one
         except LabError:
-            await farewell(client, drain=False)
+            await close_client(client, drain=False)
             raise
         self.clients.append(client)
         if self._slate:
@@ -167,19 +171,19 @@ class Lab:
         """Waits until the stream, its consumer, or (without arguments) the meta group has a leader, and so a quorum; not
         `other_than`. Returns its name. timeout: seconds. Raises LabError when they are over."""
         check_timeout(timeout)
-        return await state.wait_for_leader(self, stream, consumer, other_than, timeout)
+        return await raft.wait_for_leader(self, stream, consumer, other_than, timeout)
 
     async def wait_for_current(self, stream=None, timeout=30):
         """Waits until all replicas of the stream (or of the meta group) are current; returns the leader's name."""
         check_timeout(timeout)
-        return await state.wait_for_current(self, stream, timeout)
+        return await raft.wait_for_current(self, stream, timeout)
 
     async def settled(self, stream):
         """Waits until the nodes of all clients of this lesson know the leaders of the stream and of its pull consumers.
-        Just after their creation a node may answer 503 for some milliseconds: see settle.py."""
+        Just after their creation a node may answer 503 for some milliseconds: see readiness.py."""
         for client in self.clients:
             if client.is_connected:
-                await settle.settled(client, stream)
+                await readiness.settled(client, stream)
 
     def raise_errors(self):
         """Raises LabError if callbacks or background tasks of this lesson failed since the last call; says which."""
@@ -200,7 +204,7 @@ class Lab:
         """One row a replica of a stream: role, state, lag, messages; also while JetStream does not answer."""
         return await tables.replicas(self.cluster, self.topic)
 
-    cockpit = cockpit.show  # lab.cockpit(): a live map of the nodes, with a button for each fault
+    cockpit = panel.show  # lab.cockpit(): a live map of the nodes, with a button for each fault
 
     async def streams(self):
         """One row a stream of this account."""
@@ -255,11 +259,11 @@ class Lab:
 
     async def _say_goodbye(self, left):
         alone = isinstance(self.cluster, private.Private)
-        await asyncio.gather(*(farewell(client, drain=not alone) for client in self.clients))
+        await asyncio.gather(*(close_client(client, drain=not alone) for client in self.clients))
         if alone:
             left += [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
         elif self._slate and not self.attached:
-            left += await slate.connections_left(self.cluster, self.topic)
+            left += await cleanup.connections_left(self.cluster, self.topic)
 
     def _let_go(self):
         _open.pop(self.topic, None)

@@ -3,14 +3,14 @@ import os
 
 from filelock import FileLock, Timeout
 
-from labkit import nodes, paths
-from labkit.errors import LabError, explained
-from labkit.launch import is_locked
+from labkit import paths
+from labkit.errors import explained, LabError
+from labkit.system.launching import is_locked
 
 
 def claim(topic):
     """Takes the lesson for this process. Returns a lock to release; raises LabError if another kernel has it."""
-    folder = paths.make_folder(nodes.home() / "lessons")
+    folder = paths.make_folder(paths.home() / "lessons")
     lock = FileLock(folder / f"{topic}.lock")
     try:
         lock.acquire(timeout=1)  # who only looks whether it is taken (open_lessons) holds it for a moment
@@ -27,12 +27,12 @@ def claim(topic):
 
 def open_lessons():
     """The lessons of this home that a kernel has open now: {topic: pid, as text}."""
-    locks = sorted((nodes.home() / "lessons").glob("*.lock"))
+    locks = sorted((paths.home() / "lessons").glob("*.lock"))
     return {lock.stem: _pid(lock.stem) for lock in locks if is_locked(lock)}
 
 
 def _owner(topic):
-    return nodes.home() / "lessons" / f"{topic}.pid"
+    return paths.home() / "lessons" / f"{topic}.pid"
 
 
 def _pid(topic):

@@ -1,7 +1,7 @@
 """The drawing at the head of a lesson: its idea as a sketch, from no data."""
 from matplotlib.patches import Rectangle
 
-from labkit.pictures import GRID, INK, OUTCOME, Picture, canvas, styled
+from labkit.pictures.style import canvas, GRID, INK, OUTCOME, Picture, styled
 
 
 @styled

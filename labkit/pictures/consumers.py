@@ -1,26 +1,12 @@
 """Pictures of shared work: a consumer's numbers over time, how work divides, what a setting costs. And the sampler
 behind the first."""
-import contextlib
 import statistics
 
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from labkit.pictures import GRID, INK, MUTED, SERIES, Picture, canvas, styled
-from labkit.record import regularly
+from labkit.pictures.style import canvas, GRID, INK, MUTED, Picture, SERIES, styled
 
 NUMBERS = {"pending": "backlog", "ack_pending": "in flight", "waiting": "open requests", "redelivered": "out once more"}
-
-
-@contextlib.asynccontextmanager
-async def watching(js, stream, consumer, log, every=0.02):
-    """While the block runs, looks at the consumer `every` so many seconds, and once more at the end. Notes
-    log("lag", pending=…, ack_pending=…, waiting=…, redelivered=…), named as the columns of lab.consumers()."""
-    async def look():
-        info = await js.consumer_info(stream, consumer)
-        log("lag", pending=info.num_pending, ack_pending=info.num_ack_pending, waiting=info.num_waiting,
-            redelivered=info.num_redelivered)
-    async with regularly(look, every):
-        yield
 
 
 @styled

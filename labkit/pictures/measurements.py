@@ -2,7 +2,7 @@
 import math
 import statistics
 
-from labkit.pictures import DASHES, GRID, INK, MUTED, SERIES, Picture, canvas, line_at, styled
+from labkit.pictures.style import canvas, DASHES, GRID, INK, line_at, MUTED, Picture, SERIES, styled
 
 HATCHES = ["", "///", "...", "xx"]
 BAND = "#fbe9d0"

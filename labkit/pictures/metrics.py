@@ -1,5 +1,5 @@
 """Pictures of what meters say over time: numbers as lines, states as bars."""
-from labkit.pictures import ABOVE, DASHES, GRID, INK, OUTCOME, SERIES, Picture, canvas, styled
+from labkit.pictures.style import ABOVE, canvas, DASHES, GRID, INK, OUTCOME, Picture, SERIES, styled
 
 STATE = {"ok": (OUTCOME["acked"][0], ""), "no answer": ("#ffffff", "..")}  # any other word is one that worries
 WORRY = (OUTCOME["lost"][0], "//")

@@ -5,7 +5,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from labkit.pictures import ABOVE, GRID, INK, OUTCOME, Picture, canvas, styled
+from labkit.pictures.style import ABOVE, canvas, GRID, INK, OUTCOME, Picture, styled
 
 ANSWER = {  # what became of an attempt: colour and shape of a mark, and hatch of a bar of several that ended alike
     "acked": (OUTCOME["acked"], ""), "fetched": (OUTCOME["delivered"], ""), "timeout": (OUTCOME["redelivered"], "///"),

@@ -2,15 +2,15 @@
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
-from labkit.pictures import ABOVE, DASHES, GRID, MUTED, OUTCOME, SERIES, Picture, canvas, styled
-from labkit.streams import SHADES
+from labkit.pictures.style import ABOVE, canvas, DASHES, GRID, MUTED, OUTCOME, Picture, SERIES, styled
+from labkit.pictures.gantt import SHADES
 
 SHAPES = ["o", "s", "^", "D", "v", "P"]
 KILLED = "killed"
 
 
 @styled
-def lives(log, marks, title, alt, curves=None):
+def lifelines(log, marks, title, alt, curves=None):
     """Each worker's life as a bar, from "ready" to "killed" (or to its last event); workers that took each other's place
     share a lane: A1, A2, A3 live in lane A.
 

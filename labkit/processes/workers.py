@@ -23,11 +23,11 @@ import psutil
 from nats.nuid import NUID
 
 from labkit import paths
-from labkit.client import flush
-from labkit.errors import LabError, check_timeout
-from labkit.launch import launch
+from labkit.cluster.connection import flush
+from labkit.errors import check_timeout, LabError
+from labkit.system.launching import launch
 
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(__file__).with_name("worker_main.py")
 
 
 def folder(topic):

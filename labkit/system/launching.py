@@ -18,11 +18,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from labkit import paths
-from labkit.errors import explained
+from labkit.errors import LabError, explained
 
 OWNER = "LABKIT_OWNER"
-WARD = Path(__file__).with_name("ward.py")
+REAPER = Path(__file__).with_name("reaper.py")
 FILES = 4096  # open files, as JupyterLab too wants for itself and its kernels
+STARTED = {}  # Popen of a node that this process started -> its store; kept so that ended nodes are reaped, and known at once
 _held = {}  # folder of all kernels -> what this process holds there
 
 
@@ -31,7 +32,7 @@ class Held:
     """What a kernel holds as long as it lives."""
     folder: Path
     lock: FileLock                      # tells everybody else that the folder is in use
-    ward: subprocess.Popen = None       # removes the folder, and ends what uses it, when the kernel has ended
+    reaper: subprocess.Popen = None       # removes the folder, and ends what uses it, when the kernel has ended
 
 
 def launch(command, env=None, outlives=False, **options):
@@ -86,8 +87,8 @@ def own_folder():
     held = _held.get(kernels)
     if not held or not held.folder.is_dir():
         held = _held[kernels] = _make(kernels)
-    if not held.ward or held.ward.poll() is not None:
-        held.ward = launch([sys.executable, "-P", str(WARD), str(held.folder)], outlives=True, stdin=subprocess.PIPE,
+    if not held.reaper or held.reaper.poll() is not None:
+        held.reaper = launch([sys.executable, "-P", str(REAPER), str(held.folder)], outlives=True, stdin=subprocess.PIPE,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return held.folder
 
@@ -96,7 +97,7 @@ def release():
     """Ends and removes what own_folder() stands for before this process ends: all that it launched in this home."""
     held = _held.pop(paths.home() / "kernels", None)
     if held:
-        held.ward.communicate()  # it reads the end of its input, does its work, and ends
+        held.reaper.communicate()  # it reads the end of its input, does its work, and ends
         held.lock.release()
 
 
@@ -164,3 +165,26 @@ def remove_lock(folder):
 
 def _lock_of(folder):
     return folder.with_name(f"{folder.name}.lock")
+
+
+def end_processes(processes, graceful=0):
+    """Ends these psutil processes: asks first if graceful (seconds) is given, then kills. Returns when all are gone. Raises
+    LabError, in the end, if one is another user's."""
+    processes, refused = [process for process in processes if process], []
+    for signal, patience in (("terminate", graceful), ("kill", 5)):
+        if patience:
+            for process in processes:
+                try:
+                    process.resume()  # a paused process would not hear it
+                    getattr(process, signal)()
+                except psutil.NoSuchProcess:
+                    pass
+                except psutil.AccessDenied:
+                    refused.append(process)
+            processes = [process for process in processes if process not in refused]
+            _, processes = psutil.wait_procs(processes, timeout=patience)
+    for child in STARTED:
+        child.poll()
+    if refused:
+        who = ", ".join(f"{process.pid} of {process.username()}" for process in refused)
+        raise LabError(f"These processes belong to another user, who has to end them: {who}.")

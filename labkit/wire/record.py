@@ -1,7 +1,5 @@
 """What happened, when, and to whom: callbacks write here, cells read it. (Printing from a callback lands in the
 wrong cell, or nowhere.)"""
-import asyncio
-import contextlib
 import time
 
 
@@ -44,23 +42,3 @@ class Recorder:
 
     def __repr__(self):
         return f"<Recorder: {len(self.events)} events>"
-
-
-@contextlib.asynccontextmanager
-async def regularly(look, every):
-    """Awaits look() before the block, every so many seconds while it runs, and once more at its end."""
-    await look()
-    ended = False
-
-    async def go_on():  # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
-        while not ended:
-            await asyncio.sleep(every)
-            with contextlib.suppress(TimeoutError):  # a look that nobody answered in time is one dot less
-                await look()
-    task = asyncio.create_task(go_on())
-    try:
-        yield
-    finally:
-        ended = True
-        await task  # raises what ended it early: a chart of half a run would look whole
-        await look()

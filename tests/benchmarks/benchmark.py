@@ -19,8 +19,10 @@ import nats
 import nbformat
 from nbclient import NotebookClient
 
-from labkit import Lab, LabError, nodes, notebook, private
-from labkit import cluster as clusters
+from labkit import Lab, LabError, notebooks, paths
+from labkit.cluster import nodes, private
+from labkit.system import ports
+from labkit.cluster import lifecycle
 
 
 def seconds(since):
@@ -32,13 +34,13 @@ async def boots(runs):
     ready, stream = [], []
     for _ in range(runs):
         start = time.perf_counter()
-        cluster = await clusters.find_or_start()
+        cluster = await lifecycle.find_or_start()
         ready.append(seconds(start))
         client = await nats.connect(cluster.servers[0], user="checks", password="lab")
         await client.jetstream(timeout=2).add_stream(name="S", subjects=["s"], num_replicas=3)
         stream.append(seconds(start))
         await client.close()
-        clusters.end_embedded()
+        lifecycle.end_embedded()
     return ready, stream
 
 
@@ -49,7 +51,7 @@ async def one_server(runs):
         start = time.perf_counter()
         server = subprocess.Popen([nodes.server_binary(), "-a", "127.0.0.1", "-p", str(nodes.first_port())],
                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while nodes.is_free(nodes.first_port()):
+        while ports.is_free(nodes.first_port()):
             if server.poll() is not None:
                 raise LabError(f"The server ended with code {server.returncode} and never took a connection.")
             await asyncio.sleep(0.001)
@@ -61,7 +63,7 @@ async def one_server(runs):
 
 async def opens(runs):
     """Two lists, taken by turns: nats.connect, and Lab.open on a cluster that is up."""
-    cluster = await clusters.find_or_start()
+    cluster = await lifecycle.find_or_start()
     plain, lab_open = [], []
     for _ in range(runs):
         start = time.perf_counter()
@@ -94,11 +96,11 @@ def lessons(runs):
                                 extra_arguments=["--log-level=ERROR"])
         await client.async_execute()
         return seconds(start)
-    asyncio.run(clusters.find_or_start())
+    asyncio.run(lifecycle.find_or_start())
     empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("pass")])
-    books = {"an empty notebook": lambda: empty} | {path.stem: lambda path=path: nbformat.read(path, 4) for path in notebook.find()}
-    took = {name: [asyncio.run(run(read(), str(notebook.FOLDER))) for _ in range(runs)] for name, read in books.items()}
-    clusters.end_embedded()
+    books = {"an empty notebook": lambda: empty} | {path.stem: lambda path=path: nbformat.read(path, 4) for path in notebooks.find()}
+    took = {name: [asyncio.run(run(read(), str(notebooks.FOLDER))) for _ in range(runs)] for name, read in books.items()}
+    lifecycle.end_embedded()
     return took
 
 
@@ -107,7 +109,7 @@ def suite():
     took = []
     for more in (["--collect-only"], []):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pytest", "-q", *more], cwd=nodes.PROJECT, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([sys.executable, "-m", "pytest", "-q", *more], cwd=paths.PROJECT, stdout=subprocess.DEVNULL, check=True)
         took.append([seconds(start)])
     return took
 
@@ -125,7 +127,7 @@ def main(runs, with_lessons, with_suite):
         floor = asyncio.run(one_server(runs))
         ready, stream = asyncio.run(boots(runs))
         plain, lab_open = asyncio.run(opens(runs))
-        clusters.end_embedded()
+        lifecycle.end_embedded()
         books = lessons(max(2, runs // 10)) if with_lessons else {}
     bare, with_nats, with_lab = (imports(module, max(3, runs // 4)) for module in ("sys", "nats", "labkit"))
     print("median [least – most] in seconds, runs, ratio to the row with which each group begins\n")

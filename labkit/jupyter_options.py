@@ -4,7 +4,8 @@ import re
 import shutil
 import sys
 
-from labkit import nodes, paths
+from labkit import paths
+from labkit.system import ports
 
 ALIASES = {"ip": "ServerApp.ip", "notebook-dir": "ServerApp.root_dir"}  # short names of options that the lab sets
 
@@ -36,9 +37,9 @@ def folder(say):
     """The folder that JupyterLab shows: the project. Where its lessons may only be read, nothing that a learner writes into
     them could be saved: then it is a folder of the learner's own with copies of the lessons. A copy that is there already
     stays as it is. Raises LabError if nothing can be written there either."""
-    lessons = nodes.PROJECT / "notebooks"
+    lessons = paths.PROJECT / "notebooks"
     if all(os.access(path, os.W_OK) for path in [lessons, *lessons.glob("*.ipynb")]):
-        return nodes.PROJECT
+        return paths.PROJECT
     copies = paths.make_folder(paths.work() / "notebooks")
     for path in lessons.glob("*.*"):
         if path.is_file() and not (copies / path.name).exists():
@@ -50,7 +51,7 @@ def folder(say):
 def in_a_codespace(port):
     """Options for a GitHub codespace, whose proxy stands between the browser and JupyterLab: the address to click, and whom
     to answer. Some have seen that proxy put localhost into the headers Host and Origin, some have seen its own name there."""
-    port = next(filter(nodes.is_free, range(port, 65536)))  # it is part of the address
+    port = next(filter(ports.is_free, range(port, 65536)))  # it is part of the address
     domain = os.environ.get("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN") or "app.github.dev"
     address = f"https://{os.environ['CODESPACE_NAME']}-{port}.{domain}"
     return {
