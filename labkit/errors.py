@@ -1,4 +1,5 @@
 """The one error that labkit raises by itself, and a net for errors that nobody awaits."""
+
 import asyncio
 import errno
 import gc
@@ -14,9 +15,12 @@ LIBRARIES = tuple(os.path.normcase(os.path.join(folder, "")) for folder in FOLDE
 
 
 class LabError(Exception):
-    """What was seen, what was wanted, and the way out. In a notebook only these lines show, no traceback."""
+    """What was seen, what was wanted, and the way out. In a notebook only these lines show, no
+    traceback."""
 
-    def _render_traceback_(self):  # IPython's hook for exceptions that need no stack to be understood
+    def _render_traceback_(
+        self,
+    ):  # IPython's hook for exceptions that need no stack to be understood
         return [f"LabError: {self}"]
 
 
@@ -35,8 +39,8 @@ WAYS_OUT[getattr(errno, "EDQUOT", errno.ENOSPC)] = WAYS_OUT[errno.ENOSPC]
 
 
 def explained(error):
-    """The LabError that says in one line what an OSError means for the lab and what to do. An error that is none of the
-    lab's (a refused connection, say) comes back as it is."""
+    """The LabError that says in one line what an OSError means for the lab and what to do. An error
+    that is none of the lab's (a refused connection, say) comes back as it is."""
     if error.errno not in WAYS_OUT:
         return error
     where = f": {os.fsdecode(error.filename)}" if error.filename else ""
@@ -47,13 +51,17 @@ def advice(error):
     """What a user can do about this OSError (text); whose file it is, where that is the reason."""
     way_out = WAYS_OUT.get(error.errno, "Look with: python -m labkit doctor")
     if error.errno in (errno.EACCES, errno.EPERM) and (owner := _other_owner(error.filename)):
-        return (f"It belongs to the user {owner}, who ran the lab before. Let that user end the lab and hand the folder "
-                f"over (python -m labkit down; chown), or do without it: {way_out[0].lower()}{way_out[1:]}")
+        return (
+            f"It belongs to the user {owner}, who ran the lab before. Let that user end the lab and"
+            " hand the folder over (python -m labkit down; chown), or do without it:"
+            f" {way_out[0].lower()}{way_out[1:]}"
+        )
     return way_out
 
 
 def _other_owner(path):
-    """Name of the user whose file or folder this is, or None if it is this user's own, is not there, or nobody knows."""
+    """Name of the user whose file or folder this is, or None if it is this user's own, is not
+    there, or nobody knows."""
     if sys.platform == "win32":  # there it is a list of rights, of many users
         return None
     try:
@@ -72,8 +80,9 @@ def check_timeout(seconds):
 
 
 class ErrorNet:
-    """Collects what would otherwise end in a log line, or nowhere: errors that nats-py hands to error_cb (those of
-    subscription callbacks among them), and exceptions of background tasks that nobody awaited."""
+    """Collects what would otherwise end in a log line, or nowhere: errors that nats-py hands to
+    error_cb (those of subscription callbacks among them), and exceptions of background tasks that
+    nobody awaited."""
 
     def __init__(self):
         self.caught, self.failed, self.loop = [], [], None
@@ -93,7 +102,11 @@ class ErrorNet:
         self.loop = None
 
     def _make_task(self, loop, coroutine, **options):
-        task = self.before(loop, coroutine, **options) if self.before else asyncio.Task(coroutine, loop=loop, **options)
+        task = (
+            self.before(loop, coroutine, **options)
+            if self.before
+            else asyncio.Task(coroutine, loop=loop, **options)
+        )
         task.add_done_callback(self._note)
         return task
 
@@ -102,8 +115,8 @@ class ErrorNet:
             self.failed.append(task)
 
     def take(self):
-        """The errors collected since the last call (list of exceptions); those that were awaited after all are not
-        among them."""
+        """The errors collected since the last call (list of exceptions); those that were awaited
+        after all are not among them."""
         gc.collect()
         unseen = [task.exception() for task in self.failed if _unseen(task)]
         taken, self.caught, self.failed = self.caught + unseen, [], []
@@ -111,7 +124,8 @@ class ErrorNet:
 
 
 def _unseen(task):
-    """True while asyncio itself would still complain that the task's exception was never retrieved."""
+    """True while asyncio itself would still complain that the task's exception was never
+    retrieved."""
     return getattr(task, "_log_traceback", False)
 
 
@@ -124,12 +138,16 @@ def own_frames(error):
 
 def _is_library(filename):
     path = os.path.normcase(filename)
-    return (path.startswith(("<frozen", *LIBRARIES))
-            or "site-packages" in path or "dist-packages" in path)
+    return (
+        path.startswith(("<frozen", *LIBRARIES))
+        or "site-packages" in path
+        or "dist-packages" in path
+    )
 
 
 def where(error):
-    """' (in handler, line 3)': where in the reader's own code it happened; empty if nowhere in it."""
+    """' (in handler, line 3)': where in the reader's own code it happened; empty if nowhere in
+    it."""
     frames = own_frames(error)
     return f" (in {frames[-1].name}, line {frames[-1].lineno})" if frames else ""
 

@@ -1,4 +1,5 @@
 """How `labkit lab` starts JupyterLab: the folder that it shows, and its options."""
+
 import os
 import re
 import shutil
@@ -7,13 +8,20 @@ import sys
 from labkit import paths
 from labkit.system import ports
 
-ALIASES = {"ip": "ServerApp.ip", "notebook-dir": "ServerApp.root_dir"}  # short names of options that the lab sets
+ALIASES = {
+    "ip": "ServerApp.ip",
+    "notebook-dir": "ServerApp.root_dir",
+}  # short names of options that the lab sets
 
 
 def options(port, browser, given, say):
-    """The command line of JupyterLab (list of text): the lab's own options, without those that the user gives as well, since
-    JupyterLab takes each only once; then the user's. Calls `say` with a line of text if learners work on copies, see folder()."""
-    names = [argument.partition("=")[0].lstrip("-") for argument in given if argument.startswith("--")]
+    """The command line of JupyterLab (list of text): the lab's own options, without those that the
+    user gives as well, since JupyterLab takes each only once; then the user's. Calls `say` with a
+    line of text if learners work on copies, see folder().
+    """
+    names = [
+        argument.partition("=")[0].lstrip("-") for argument in given if argument.startswith("--")
+    ]
     names = {ALIASES.get(name, name) for name in names}
     ours = {
         "ServerApp.port": port,
@@ -26,17 +34,26 @@ def options(port, browser, given, say):
     if os.environ.get("CODESPACE_NAME"):
         ours |= in_a_codespace(port)
     flags = ["--no-browser"]
-    if browser and not {"CODESPACE_NAME", "REMOTE_CONTAINERS"} & set(os.environ):  # there the reader clicks the address:
-        flags.remove("--no-browser")  # JupyterLab opens a file of its own, and the browser is on another machine
+    if browser and not {"CODESPACE_NAME", "REMOTE_CONTAINERS"} & set(
+        os.environ
+    ):  # there the reader clicks the address:
+        flags.remove(
+            "--no-browser"
+        )  # JupyterLab opens a file of its own, and the browser is on another machine
     if sys.platform != "win32" and os.geteuid() == 0:
         flags.append("--allow-root")
-    return [*(f"--{name}={value}" for name, value in ours.items() if name not in names), *flags, *given]
+    return [
+        *(f"--{name}={value}" for name, value in ours.items() if name not in names),
+        *flags,
+        *given,
+    ]
 
 
 def folder(say):
-    """The folder that JupyterLab shows: the project. Where its lessons may only be read, nothing that a learner writes into
-    them could be saved: then it is a folder of the learner's own with copies of the lessons. A copy that is there already
-    stays as it is. Raises LabError if nothing can be written there either."""
+    """The folder that JupyterLab shows: the project. Where its lessons may only be read, nothing
+    that a learner writes into them could be saved: then it is a folder of the learner's own with
+    copies of the lessons. A copy that is there already stays as it is. Raises LabError if nothing
+    can be written there either."""
     lessons = paths.PROJECT / "notebooks"
     if all(os.access(path, os.W_OK) for path in [lessons, *lessons.glob("*.ipynb")]):
         return paths.PROJECT
@@ -49,8 +66,10 @@ def folder(say):
 
 
 def in_a_codespace(port):
-    """Options for a GitHub codespace, whose proxy stands between the browser and JupyterLab: the address to click, and whom
-    to answer. Some have seen that proxy put localhost into the headers Host and Origin, some have seen its own name there."""
+    """Options for a GitHub codespace, whose proxy stands between the browser and JupyterLab: the
+    address to click, and whom to answer. Some have seen that proxy put localhost into the headers
+    Host and Origin, some have seen its own name there.
+    """
     port = next(filter(ports.is_free, range(port, 65536)))  # it is part of the address
     domain = os.environ.get("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN") or "app.github.dev"
     address = f"https://{os.environ['CODESPACE_NAME']}-{port}.{domain}"

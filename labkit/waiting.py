@@ -1,24 +1,72 @@
-"""Words for a condition that did not come true: its source, and the values behind it."""
+"""The one way to wait: until a condition is true. Where it does not come true, the error says what
+was seen: the values behind the condition."""
+
 import ast
+import asyncio
 import contextlib
 import inspect
 import linecache
 import reprlib
 import sys
 import textwrap
+import time
 import types
+
+from labkit.errors import LabError, check_timeout
 
 UNFINISHED = object()  # in place of a value: the condition had not returned when time was over
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80  # characters
 
 
-def what_it_saw(condition, value, frame=None):
-    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).', and for a def its source.
+async def until(condition, timeout, describe=None, every=0.01):
+    """Waits until condition() is true; returns what it returned.
 
-    value: what the condition returned last; frame: of its coroutine, if it had one (an ended one
-    still holds its variables). A plain function is called once more, and watched: nothing is left
-    of a call that is over."""
+    condition: a function, or one that returns an awaitable. timeout, every: seconds, in all and
+    between two looks. describe: what is waited for, in words (default: the source of the
+    condition); or a function, or coroutine function, that returns all that there is to say.
+    Raises LabError when time is over, and what the condition itself raises at once.
+    """
+    check_timeout(timeout)
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        # Taken now: a coroutine that has ended no longer tells its frame.
+        frame = getattr(value, "cr_frame", None)
+        if inspect.isawaitable(value):
+            value = await _within(value, end)
+        if value and value is not UNFINISHED:
+            return value
+        if time.monotonic() >= end:
+            what = await _told(describe, condition, value, frame)
+            raise LabError(f"Timed out after {timeout:.3g} s waiting for {what}")
+        await asyncio.sleep(every)
+
+
+async def _within(awaitable, end):
+    """What the condition returns, or UNFINISHED when time is over first."""
+    try:
+        return await asyncio.wait_for(awaitable, max(0.05, end - time.monotonic()))
+    except TimeoutError:  # of this wait, or of what the condition asks
+        if time.monotonic() < end:
+            raise
+        return UNFINISHED
+
+
+async def _told(describe, condition, value, frame):
+    """The words that stand behind "waiting for" (text)."""
+    if callable(describe):
+        words = describe()
+        return await words if inspect.isawaitable(words) else words
+    return what_it_saw(condition, value, frame, describe)
+
+
+def what_it_saw(condition, value, frame=None, called=None):
+    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).'; of a def the source, too.
+
+    value: what the condition returned last; frame: of its coroutine, if it had one (one that has
+    ended still holds its variables). A plain function is called once more, and watched: nothing is
+    left of a call that is over. called: words for the condition in place of its source."""
     code = getattr(condition, "__code__", None)
     if code and not frame:
         frame = _called_once_more(condition)
@@ -29,12 +77,14 @@ def what_it_saw(condition, value, frame=None):
         seen.append("it had not returned yet")
     elif value is not False or not seen:
         seen.append(f"it returned {_short(value)}")
-    if isinstance(node, ast.Lambda):
-        name, source = text, ""
-    else:
-        name = getattr(condition, "__name__", None) or _short(condition)
-        source = f"\n\n{textwrap.indent(text, '    ')}" if text else ""
-    return f"`{name}`. Last seen: {', '.join(seen)}.{source}"
+    name, source = f"`{getattr(condition, '__name__', None) or _short(condition)}`", ""
+    if called:
+        name = called
+    elif isinstance(node, ast.Lambda):
+        name = f"`{text}`"
+    elif text:
+        source = f"\n\n{textwrap.indent(text, '    ')}"
+    return f"{name}. Last seen: {', '.join(seen)}.{source}"
 
 
 def _called_once_more(condition):
@@ -44,6 +94,7 @@ def _called_once_more(condition):
     def keep(frame, event, _):
         if event == "return" and frame.f_code is condition.__code__:
             frames.append(frame)
+
     before = sys.getprofile()
     sys.setprofile(keep)
     try:
@@ -80,8 +131,10 @@ def _is_of(code, node):
     places = [place for place in code.co_positions() if place[3]]  # the others are of no expression
     body = node.body
     first, last = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
-    return bool(places) and all(first <= (line, column) and (end_line, end) <= last
-                                for line, end_line, column, end in places)
+    return bool(places) and all(
+        first <= (line, column) and (end_line, end) <= last
+        for line, end_line, column, end in places
+    )
 
 
 def _held(condition, code, node, frame):
@@ -106,8 +159,8 @@ def _held(condition, code, node, frame):
 
 
 def _compared_calls(node):
-    """Source of the calls whose results a lambda compares or combines: `len(got)` in `len(got) > 3`.
-    To make them once more does no harm: until() has called the condition over and over."""
+    """Source of the calls whose results a lambda compares or combines: `len(got)` in `len(got) >
+    3`. To make them once more does no harm: until() has called the condition over and over."""
     for part in ast.walk(node) if isinstance(node, ast.Lambda) else ():
         operands = getattr(part, "values", [])  # of `and` and `or`
         if isinstance(part, ast.Compare):
@@ -116,8 +169,8 @@ def _compared_calls(node):
 
 
 def _names(node):
-    """The names that this piece of source reads, also dotted ones (`sub.delivered`); of a method that
-    it calls, what the method belongs to."""
+    """The names that this piece of source reads, also dotted ones (`sub.delivered`); of a method
+    that it calls, what the method belongs to."""
     dotted = isinstance(node, ast.Attribute) and ast.unparse(node)
     if isinstance(node, ast.Name):
         yield node.id

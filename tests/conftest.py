@@ -1,4 +1,6 @@
-"""What all tests share: a lab of one's own, and a look round at the end that nothing was left behind."""
+"""What all tests share: a lab of one's own, and a look round at the end that nothing was left
+behind."""
+
 import asyncio
 import contextlib
 import functools
@@ -24,61 +26,109 @@ from labkit import Lab, paths
 from labkit.cluster import lifecycle, nodes
 from labkit.system import launching, ports
 
-MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: a folder of that run
+MARK = (  # in the environment of all that a run of the tests starts: a folder of that run
+    "LABKIT_TESTS"
+)
 TAKEN = {}  # first port -> sockets that hold ports for this process, see free_base()
-CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--no-proxy-server", "--host-resolver-rules=MAP *.test 127.0.0.1"]
-# Words before a command: who runs it has no rights of its own, and may read but not write what is root's.
-STRANGER = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_read_search",
-            "--ambient-caps=+dac_read_search", "--bounding-set=-all,+dac_read_search"]
-as_root = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("setpriv"),
-                             reason="only root may become another user")
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    "--host-resolver-rules=MAP *.test 127.0.0.1",
+]
+# Words before a command: who runs it has no rights of its own, and may read but not write what is
+# root's.
+STRANGER = [
+    "setpriv",
+    "--reuid=54321",
+    "--regid=54321",
+    "--clear-groups",
+    "--inh-caps=+dac_read_search",
+    "--ambient-caps=+dac_read_search",
+    "--bounding-set=-all,+dac_read_search",
+]
+as_root = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("setpriv"),
+    reason="only root may become another user",
+)
 RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
     "house": ("LABKIT_TEST_HOUSE", "requirements-dev.txt"),
     "soak": ("LABKIT_TEST_SOAK", "ten minutes"),
-    "prometheus": ("LABKIT_TEST_PROMETHEUS", "the program prometheus (Debian's package of that name)"),
+    "prometheus": (
+        "LABKIT_TEST_PROMETHEUS",
+        "the program prometheus (Debian's package of that name)",
+    ),
     "browser": ("LABKIT_TEST_BROWSER", "Chromium and tests/browser/requirements.txt"),
 }
 
 
 def pytest_configure(config):
     os.environ["LABKIT_HEADLESS"] = "1"
-    os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # an open() that names no encoding is an EncodingWarning
+    os.environ["PYTHONWARNDEFAULTENCODING"] = (
+        "1"  # an open() that names no encoding is an EncodingWarning
+    )
     os.environ["PYTHONWARNINGS"] = our_warnings_are_errors()
-    LocalPortCache.find_available_port = lambda cache, ip: next(filter(ports.is_free, ports_for_kernels()))
+    LocalPortCache.find_available_port = lambda cache, ip: next(
+        filter(ports.is_free, ports_for_kernels())
+    )
     for marker, (switch, needs) in RUN_IF.items():
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
 
 def our_warnings_are_errors():
-    """PYTHONWARNINGS for the processes that tests start (kernels, the command, workers): what Python will do without one
-    day is an error where our code does it (cells and programs are called __main__), and no affair of ours elsewhere."""
+    """PYTHONWARNINGS for the processes that tests start (kernels, the command, workers): what
+    Python will do without one day is an error where our code does it (cells and programs are called
+    __main__), and no affair of ours elsewhere.
+    """
     folder = Path(package.__file__).parent
-    modules = [".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
-               for path in folder.rglob("*.py")]
+    modules = [
+        ".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in folder.rglob("*.py")
+    ]
     kinds = "DeprecationWarning", "PendingDeprecationWarning", "EncodingWarning"
-    return ",".join(["ignore::EncodingWarning"]
-                    + [f"error::{kind}:{name}" for kind in kinds for name in ["__main__", *modules]])
+    return ",".join(
+        ["ignore::EncodingWarning"]
+        + [f"error::{kind}:{name}" for kind in kinds for name in ["__main__", *modules]]
+    )
 
 
-LONG = [".ipynb", "test_clinic", "test_lab_ends_in_a_jupyterlab", "clustering-survive", "test_experiment", "test_chaos"]
+LONG = [
+    ".ipynb",
+    "test_clinic",
+    "test_lab_ends_in_a_jupyterlab",
+    "clustering-survive",
+    "test_experiment",
+    "test_chaos",
+]
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what is not asked for. Mixes what computes (notebooks) with what waits (for elections), the same way in each
-    run, and puts what takes long into the first half, so that no process works alone at the end."""
+    """Marks what is not asked for. Mixes what computes (notebooks) with what waits (for elections),
+    the same way in each run, and puts what takes long into the first half, so that no process works
+    alone at the end."""
     for item in items:
         for marker, (switch, needs) in RUN_IF.items():
             if item.get_closest_marker(marker) and not os.environ.get(switch):
                 item.add_marker(pytest.mark.skip(reason=f"needs {needs}: set {switch}=1"))
     if items and items[0].config.getoption("numprocesses", None) != 0:
-        items.sort(key=lambda item: zlib.crc32(unit(item.nodeid).encode()) * (1 if any(w in item.nodeid for w in LONG) else 2))
+        items.sort(
+            key=lambda item: (
+                zlib.crc32(unit(item.nodeid).encode())
+                * (1 if any(w in item.nodeid for w in LONG) else 2)
+            )
+        )
 
 
 def unit(nodeid):
-    """What one process runs as a whole: the cells of a notebook in their order, tests that share a lab, or a single test."""
+    """What one process runs as a whole: the cells of a notebook in their order, tests that share a
+    lab, or a single test."""
     path = nodeid.split("::")[0]
     return path if path.endswith((".ipynb", "test_clinic.py")) else nodeid
 
@@ -93,23 +143,33 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_sessionstart(session):
-    """Whatever the tests start, in any process, carries a mark, and ends when this process does, also by SIGKILL."""
+    """Whatever the tests start, in any process, carries a mark, and ends when this process does,
+    also by SIGKILL."""
     session.was_up = bool(asyncio.run(lifecycle.find()))
     if not hasattr(session.config, "workerinput"):
         mark = tempfile.mkdtemp(prefix="labkit-tests-")
-        session.reaper = launching.launch([sys.executable, "-P", str(launching.REAPER), mark, MARK], outlives=True, stdin=subprocess.PIPE)
+        session.reaper = launching.launch(
+            [sys.executable, "-P", str(launching.REAPER), mark, MARK],
+            outlives=True,
+            stdin=subprocess.PIPE,
+        )
         os.environ[MARK] = mark
 
 
 def pytest_sessionfinish(session):
-    """The shared cluster is left as it was found; a notebook's cell that was not run or not compared is a failure."""
+    """The shared cluster is left as it was found; a notebook's cell that was not run or not
+    compared is a failure."""
     if hasattr(session.config, "workerinput"):
         return  # a worker of pytest-xdist: its parent looks round
     if not session.was_up and os.environ.get("LABKIT_BACKEND") != "compose":
         lifecycle.end_embedded()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    doubtful = [report.nodeid for state in ("skipped", "xfailed", "xpassed") for report in reporter.stats.get(state, [])
-                if report.nodeid.split("::")[0].endswith(".ipynb")]
+    doubtful = [
+        report.nodeid
+        for state in ("skipped", "xfailed", "xpassed")
+        for report in reporter.stats.get(state, [])
+        if report.nodeid.split("::")[0].endswith(".ipynb")
+    ]
     if doubtful:
         reporter.write_line(f"cells that were skipped, xfailed or xpassed: {doubtful}", red=True)
         session.exitstatus = 1
@@ -117,12 +177,14 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A lab of the test's own, to break: an empty home with a space in its path, ports apart from the usual ones,
-    embedded. Whatever the test started there is ended."""
+    """A lab of the test's own, to break: an empty home with a space in its path, ports apart from
+    the usual ones, embedded. Whatever the test started there is ended."""
     folder, base = tmp_path / "a home", free_base()
     settle(monkeypatch, folder, base)
     yield folder
-    settle(monkeypatch, folder, base)  # whatever the test has set: nobody else's cluster is ended here
+    settle(
+        monkeypatch, folder, base
+    )  # whatever the test has set: nobody else's cluster is ended here
     lifecycle.end_embedded()
     launching.release()
     assert not nodes.strays(folder)
@@ -148,7 +210,8 @@ def shared(session_home, monkeypatch):
 
 @pytest.fixture
 async def lab(shared):
-    """A lab with nodes of its own, to break; what a fault leaves in callbacks is no news. (Many files have another `lab`.)"""
+    """A lab with nodes of its own, to break; what a fault leaves in callbacks is no news. (Many
+    files have another `lab`.)"""
     lab = await Lab.open("checks", private=True)
     yield lab
     lab._net.take()
@@ -164,16 +227,26 @@ async def calm(shared):
 
 
 def settle(monkeypatch, folder, base):
-    """From here on, this process and those it starts work on the embedded lab of this folder and client port."""
-    for key, value in {"LABKIT_HOME": folder, "LABKIT_PORT": base, "LABKIT_BACKEND": "embedded"}.items():
+    """From here on, this process and those it starts work on the embedded lab of this folder and
+    client port."""
+    for key, value in {
+        "LABKIT_HOME": folder,
+        "LABKIT_PORT": base,
+        "LABKIT_BACKEND": "embedded",
+    }.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.delenv("NATS_URL", raising=False)
 
 
 def tracked():
-    """The files that git keeps of this project, or would keep (list of paths relative to it). Skips the test where it has none."""
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=paths.PROJECT,
-                            capture_output=True, encoding="utf-8")
+    """The files that git keeps of this project, or would keep (list of paths relative to it). Skips
+    the test where it has none."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=paths.PROJECT,
+        capture_output=True,
+        encoding="utf-8",
+    )
     if listed.returncode:
         pytest.skip("this folder is no clone")
     return [Path(name) for name in listed.stdout.split("\0") if (paths.PROJECT / name).is_file()]
@@ -188,18 +261,23 @@ def copy_project(folder):
 
 
 def free_base():
-    """A client port whose nine ports are free, below those of private clusters (20000 and up). It is bound later, so the
-    tenth of each ten is taken at once, until give_back() or the end of this process: another pytest that runs now draws
-    other ports. There are two hundred such nines, and a run of the tests wants about as many, one after the other."""
+    """A client port whose nine ports are free, below those of private clusters (20000 and up). It
+    is bound later, so the tenth of each ten is taken at once, until give_back() or the end of this
+    process: another pytest that runs now draws other ports. There are two hundred such nines, and a
+        run of the tests wants about as many, one after the other.
+    """
     for base in random.sample(range(10000, 16000, 10), 600):
         tens = [base + offset for offset in (0, 2000, 4000)]
-        if all(ports.is_free(ten + i) for ten in tens for i in range(3)) and take([ten + 9 for ten in tens]):
+        if all(ports.is_free(ten + i) for ten in tens for i in range(3)) and take(
+            [ten + 9 for ten in tens]
+        ):
             return base
     raise RuntimeError("no nine free ports between 10000 and 20000")
 
 
 def take(ports):
-    """Binds these ports until give_back() or the end of the process. Returns False, and holds none, if one is taken."""
+    """Binds these ports until give_back() or the end of the process. Returns False, and holds none,
+    if one is taken."""
     with contextlib.ExitStack() as held:
         try:
             for port in ports:
@@ -217,16 +295,18 @@ def give_back(base):
 
 @functools.cache
 def ports_for_kernels():
-    """An endless round through ports that only this process gives to kernels. jupyter_client asks the system for five free
-    ones, lets them go, and the kernel binds them up to a second later. Each process of a run does so, and in one run of some
-    twenty two of them met: "Address already in use"."""
+    """An endless round through ports that only this process gives to kernels. jupyter_client asks
+    the system for five free ones, lets them go, and the kernel binds them up to a second later.
+    Each process of a run does so, and in one run of some twenty two of them met: "Address already
+        in use"."""
     base = next(base for base in range(9000, 10000, 50) if take([base + 49]))
     return itertools.cycle(range(base, base + 49))
 
 
 @pytest.fixture
 def shots(tmp_path):
-    """Where a test leaves what somebody may look at: the folder LABKIT_SHOTS, or one that goes with the test."""
+    """Where a test leaves what somebody may look at: the folder LABKIT_SHOTS, or one that goes with
+    the test."""
     folder = Path(os.environ.get("LABKIT_SHOTS") or tmp_path / "shots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -236,7 +316,12 @@ def shots(tmp_path):
 def browser():
     """Chromium, for the tests that are marked so."""
     from playwright.sync_api import sync_playwright
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     assert chromium, "no Chromium on the PATH (Debian: apt-get install chromium)"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=CHROMIUM)
@@ -247,11 +332,19 @@ def browser():
 @pytest.fixture
 def labkit():
     """Runs `python -m labkit …` in the lab of the test. Returns (exit code, everything printed)."""
+
     def run(*arguments, cwd=None, timeout=300, **environment):
-        done = subprocess.run([sys.executable, "-m", "labkit", *arguments], cwd=cwd, timeout=timeout,
-                              capture_output=True, encoding="utf-8", errors="replace",
-                              env={**os.environ, "COLUMNS": "200", **environment})
+        done = subprocess.run(
+            [sys.executable, "-m", "labkit", *arguments],
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "COLUMNS": "200", **environment},
+        )
         return done.returncode, done.stdout + done.stderr
+
     return run
 
 
@@ -270,18 +363,29 @@ def command(monkeypatch, capfd):
             except SystemExit as end:
                 code = end.code
         return code or 0, "".join(capfd.readouterr())
+
     return run
 
 
 @pytest.fixture
 def python():
-    """Starts Python in the lab of the test, on a piece of source. Returns a Popen with text pipes; killed at the end."""
+    """Starts Python in the lab of the test, on a piece of source. Returns a Popen with text pipes;
+    killed at the end."""
     started = []
 
     def run(source, **environment):
-        started.append(subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        encoding="utf-8", errors="replace", env={**os.environ, **environment}))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", source],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, **environment},
+            )
+        )
         return started[-1]
+
     yield run
     for process in started:
         process.kill()
@@ -290,8 +394,10 @@ def python():
 
 @pytest.fixture
 def server(tmp_path):
-    """Starts one plain nats-server (not of the lab) with this configuration; returns its port and process."""
+    """Starts one plain nats-server (not of the lab) with this configuration; returns its port and
+    process."""
     import psutil
+
     started, drawn = [], []
 
     def run(config="", port=None, binary=None):
@@ -301,14 +407,21 @@ def server(tmp_path):
         folder = tmp_path / f"server-{port}"
         folder.mkdir()
         (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}", encoding="utf-8")
-        started.append(subprocess.Popen([binary or nodes.server_binary(), "-c", str(folder / "server.conf")],
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder))
+        started.append(
+            subprocess.Popen(
+                [binary or nodes.server_binary(), "-c", str(folder / "server.conf")],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+            )
+        )
         end = time.monotonic() + 20
         while time.monotonic() < end and started[-1].poll() is None:
             if ports.listens(port):
                 return port, psutil.Process(started[-1].pid)
             time.sleep(0.01)
         raise RuntimeError("the server did not start")
+
     yield run
     for process in started:
         process.kill()

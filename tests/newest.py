@@ -1,5 +1,7 @@
-"""Pins the newest nats-server and nats-py of PyPI in requirements.txt, and the same server in docker-compose.yml, so that
-the tests run against them: python tests/newest.py [PROJECT]. For a checkout that is thrown away."""
+"""Pins the newest nats-server and nats-py of PyPI in requirements.txt, and the same server in
+docker-compose.yml, so that the tests run against them: python tests/newest.py [PROJECT]. For a
+checkout that is thrown away."""
+
 import json
 import re
 import sys
@@ -14,8 +16,11 @@ def newest(package):
 
 
 def pin(path, before, version):
-    """Writes this version behind `before` (a regular expression). Raises ValueError if it does not stand there once."""
-    text, count = re.subn(rf"({before})[0-9][0-9.]*", rf"\g<1>{version}", path.read_text(encoding="utf-8"))
+    """Writes this version behind `before` (a regular expression). Raises ValueError if it does not
+    stand there once."""
+    text, count = re.subn(
+        rf"({before})[0-9][0-9.]*", rf"\g<1>{version}", path.read_text(encoding="utf-8")
+    )
     if count != 1:
         raise ValueError(f"{path}: {before!r} stands there {count} times, wanted: once")
     path.write_text(text, encoding="utf-8", newline="\n")

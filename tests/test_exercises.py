@@ -1,4 +1,6 @@
-"""Every exercise, three ways: the stub is not attempted, the solution passes, each wrong answer hears its own words."""
+"""Every exercise, three ways: the stub is not attempted, the solution passes, each wrong answer
+hears its own words."""
+
 import collections
 import importlib
 import re
@@ -6,30 +8,51 @@ import re
 import nbformat
 import pytest
 
-from labkit import exercises, Lab, LabError, notebooks
-from labkit.processes import workers
+from labkit import Lab, LabError, exercises, notebooks
 from labkit.cluster.faults import is_consequence
+from labkit.processes import workers
 
-BOOKS = {path.stem[3:]: nbformat.read(path, 4) for path in notebooks.find() if not path.name.startswith("9")}
+BOOKS = {
+    path.stem[3:]: nbformat.read(path, 4)
+    for path in notebooks.find()
+    if not path.name.startswith("9")
+}
 
 
 def stubs(topic):
     """{exercise: source of its starter cell}, and the same for the cells that check."""
-    sources = {cell["id"]: cell.source for cell in BOOKS[topic].cells if cell["id"].startswith("ex-")}
-    names = [name.removesuffix("-check").removeprefix("ex-") for name in sources if name.endswith("-check")]
+    sources = {
+        cell["id"]: cell.source for cell in BOOKS[topic].cells if cell["id"].startswith("ex-")
+    }
+    names = [
+        name.removesuffix("-check").removeprefix("ex-")
+        for name in sources
+        if name.endswith("-check")
+    ]
     return {name: (sources[f"ex-{name}"], sources[f"ex-{name}-check"]) for name in names}
 
 
 def defined(topic):
     module = importlib.import_module(f"labkit.exercises.{topic}")
-    return {name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)}
+    return {
+        name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)
+    }
 
 
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
 # Lessons that break nodes have a cluster of their own, and so have their exercises.
-PRIVATE = {topic for topic, book in BOOKS.items() if "private=True" in next(c.source for c in book.cells if c["id"] == "setup")}
-WRONG = [pytest.param(topic, name, mistake, marks=pytest.mark.soak if topic in PRIVATE else ())  # three minutes of elections
-         for topic, name in ALL for mistake in defined(topic)[name].wrong]
+PRIVATE = {
+    topic
+    for topic, book in BOOKS.items()
+    if "private=True" in next(c.source for c in book.cells if c["id"] == "setup")
+}
+WRONG = [
+    pytest.param(
+        topic, name, mistake, marks=pytest.mark.soak if topic in PRIVATE else ()
+    )  # three minutes of elections
+    for topic, name in ALL
+    for mistake in defined(topic)[name].wrong
+]
 
 
 @pytest.fixture
@@ -43,11 +66,14 @@ async def lab(shared, request):
 
 
 async def answered(lab, name, source):
-    """The verdict on this source, put into the starter cell's place and checked by the notebook's own check cell."""
+    """The verdict on this source, put into the starter cell's place and checked by the notebook's
+    own check cell."""
     check = stubs(lab.topic)[name][1]
     variable = re.search(r"\((\w+|\"\w+.py\")\)\s*$", check)[1]
     scope = await exercises.run_source(source, lab=lab, nc=lab.nc, js=lab.js)
-    return await getattr(lab.exercises, name).verdict(scope.get(variable, scope.get("answer", variable.strip('"'))))
+    return await getattr(lab.exercises, name).verdict(
+        scope.get(variable, scope.get("answer", variable.strip('"')))
+    )
 
 
 @pytest.mark.parametrize("topic", BOOKS)
@@ -105,14 +131,20 @@ async def test_hints_move_on_whichever_way_the_exercise_is_reached(unseen, share
     def shown(exercise):
         exercise.hint()
         return capsys.readouterr().out
+
     assert shown(lab.exercises.first_check) == f"Hint 1 of 2: {first}\n"
     assert shown(lab.exercises.first_check) == f"Hint 2 of 2: {last}\n"
-    assert "Hint 1 of 2" in shown(lab.exercises.first_message), "another exercise has hints of its own"
+    assert "Hint 1 of 2" in shown(lab.exercises.first_message), (
+        "another exercise has hints of its own"
+    )
     kept = lab.exercises.first_check
     again = await Lab.open("start_here")  # the setup cell, once more
     capsys.readouterr()
     over = f"Hint 2 of 2: {last}\nThat was the last hint. See a solution with .solution()\n"
-    assert [shown(exercise) for exercise in (kept, again.exercises.first_check, defined("start_here")["first_check"])] == [over] * 3
+    assert [
+        shown(exercise)
+        for exercise in (kept, again.exercises.first_check, defined("start_here")["first_check"])
+    ] == [over] * 3
     await again.close()
 
 
@@ -122,6 +154,7 @@ async def test_a_check_that_never_ends_is_ended(monkeypatch):
     async def patient(lab, answer):
         "Wait."
         await exercises.asyncio.sleep(60)
+
     exercise = exercises.Exercise(patient, [], "", {}).bind(None)
     assert "did not end within 0.05 s" in await exercise.verdict(1)
 
@@ -129,22 +162,43 @@ async def test_a_check_that_never_ends_is_ended(monkeypatch):
 async def test_a_coroutine_in_place_of_a_function_is_told_apart():
     async def check(lab, answer):
         "Anything."
+
     exercise = exercises.Exercise(check, [], "", {}).bind(None)
     assert "without calling it" in await exercise.verdict(check(None, None))
 
 
-@pytest.mark.parametrize("source, expected", [
-    ("answer = ...", True), ("async def answer(nc):\n    ...", True), ("def answer(a, b=1):\n    'what to do'\n    ...", True),
-    ("def answer(): ...", True), ("async def answer(nc):\n    await nc.flush()", False), ("answer = None", False),
-    ("async def answer():\n    return 1", False), ("def answer(x):\n    pass", False), ("def answer(x):\n    return x", False),
-    ("def answer(x):\n    'what to do'", False), ("def answer(x):\n    ...\n    return x", False), ("answer = lambda: ...", False),
-    ("exec('def answer(): ...')", False)])  # the last one has no source
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("answer = ...", True),
+        ("async def answer(nc):\n    ...", True),
+        ("def answer(a, b=1):\n    'what to do'\n    ...", True),
+        ("def answer(): ...", True),
+        ("async def answer(nc):\n    await nc.flush()", False),
+        ("answer = None", False),
+        ("async def answer():\n    return 1", False),
+        ("def answer(x):\n    pass", False),
+        ("def answer(x):\n    return x", False),
+        ("def answer(x):\n    'what to do'", False),
+        ("def answer(x):\n    ...\n    return x", False),
+        ("answer = lambda: ...", False),
+        ("exec('def answer(): ...')", False),
+    ],
+)  # the last one has no source
 async def test_only_the_untouched_stub_is_not_attempted(source, expected):
     assert exercises.untouched((await exercises.run_source(source))["answer"]) is expected
 
 
-@pytest.mark.parametrize("body, expected", [
-    ("...", True), ("'what to do'\n    ...", True), ("pass", False), ("return 1", False), ("await nc.flush()\n    ...", False)])
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("...", True),
+        ("'what to do'\n    ...", True),
+        ("pass", False),
+        ("return 1", False),
+        ("await nc.flush()\n    ...", False),
+    ],
+)
 def test_nor_is_a_worker_whose_file_holds_only_the_stub(shared, body, expected):
     workers.write("checks", "mine.py", f"async def work(nc, js, point):\n    {body}\n")
     assert workers.is_stub("checks", "mine.py") is expected

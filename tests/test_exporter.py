@@ -1,5 +1,6 @@
-"""Lesson 11's two programs while nodes die: no alert clears because nobody answers, and nothing ends that time mends. What is
-gone for good goes, and is told."""
+"""Lesson 11's two programs while nodes die: no alert clears because nobody answers, and nothing
+ends that time mends. What is gone for good goes, and is told."""
+
 import ast
 import asyncio
 import contextlib
@@ -11,20 +12,29 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from labkit import notebooks
 from labkit.cluster import nodes
-from labkit.processes import workers
 from labkit.errors import LabError
+from labkit.processes import workers
 from labkit.wire.record import Recorder
 from labkit.wire.samplers import regularly
 
-BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebooks.FOLDER / "11_monitoring.ipynb", 4).cells}
+BOOK = {
+    cell["id"]: cell.source
+    for cell in nbformat.read(notebooks.FOLDER / "11_monitoring.ipynb", 4).cells
+}
 SHOP = ("billing", "mail", "packer", "shipping")
-FACTS = [f"lesson_consumer_{fact}" for fact in ("pending", "ack_pending", "waiting", "redelivered", "max_ack_pending")]
+FACTS = [
+    f"lesson_consumer_{fact}"
+    for fact in ("pending", "ack_pending", "waiting", "redelivered", "max_ack_pending")
+]
 
 
 def rules():
     """RULES of the lesson, as they stand in its cell."""
-    [found] = [node.value for node in ast.parse(BOOK["metrics"]).body
-               if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RULES"]
+    [found] = [
+        node.value
+        for node in ast.parse(BOOK["metrics"]).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RULES"
+    ]
     return ast.literal_eval(found)
 
 
@@ -32,14 +42,19 @@ async def stream(lab, name="SHOP", replicas=1, consumers=SHOP):
     """The stream, with these consumers, and one message for `billing` that nobody takes."""
     await lab.js.add_stream(name=name, subjects=[f"{name.lower()}.*"], num_replicas=replicas)
     for durable in consumers:
-        await lab.js.add_consumer(name, durable_name=durable, filter_subject=f"{name.lower()}.{durable}", ack_policy="explicit")
+        await lab.js.add_consumer(
+            name,
+            durable_name=durable,
+            filter_subject=f"{name.lower()}.{durable}",
+            ack_policy="explicit",
+        )
     await lab.settled(name)
     await lab.js.publish(f"{name.lower()}.billing")
 
 
 async def start(lab, name, around=None, **options):
-    """Starts `processor` or `exporter`, as the notebook has them; around: source of a module that runs it instead. Returns the
-    Worker, and the port on which it serves."""
+    """Starts `processor` or `exporter`, as the notebook has them; around: source of a module that
+    runs it instead. Returns the Worker, and the port on which it serves."""
     for file in ("processor", "exporter"):
         magic, _, body = BOOK[file].partition("\n")
         assert magic == f"%%worker {file}.py"
@@ -60,13 +75,19 @@ def scrape(port):
     except OSError:
         return None
     found = {}
-    for sample in (sample for family in families for sample in family.samples if family.name.startswith("lesson_")):
+    for sample in (
+        sample
+        for family in families
+        for sample in family.samples
+        if family.name.startswith("lesson_")
+    ):
         found.setdefault(sample.labels["consumer"], {})[sample.name] = sample.value
     return pd.DataFrame.from_dict(found, orient="index").sort_index()
 
 
 class Watch:
-    """Scrapes the exporter all the time; each scrape must show all of the shop, and NoWorker at `billing`."""
+    """Scrapes the exporter all the time; each scrape must show all of the shop, and NoWorker at
+    `billing`."""
 
     def __init__(self, port):
         self.port, self.last, self.count, self.wrong = port, None, 0, None
@@ -108,6 +129,7 @@ async def pack(lab, processor, number):
     def done():
         assert worker.alive, "the processor has ended"
         return scrape(port).loc["packer", "lesson_messages_done_total"]
+
     before = done()
     await lab.wait_for_leader("SHOP")
     await lab.settled("SHOP")
@@ -134,7 +156,9 @@ async def test_while_a_leader_is_dead_alerts_hold_and_the_worker_goes_on(lab):
         await lab.until(lambda: watch.count > 3)
         assert watch.old() == []
         await lab.faults.kill("n3")
-        await lab.until(lambda: "billing" in watch.old() and set(watch.old()) <= {"billing", "packer"})  # those that n3 led
+        await lab.until(
+            lambda: "billing" in watch.old() and set(watch.old()) <= {"billing", "packer"}
+        )  # those that n3 led
         await lab.until(lambda: not watch.old(), timeout=30)
         await pack(lab, processor, 3)
         await lab.faults.heal()
@@ -149,14 +173,17 @@ async def test_without_a_quorum_numbers_stay_and_are_marked_as_old(lab):
     _, port = await start(lab, "exporter", stream="SHOP")
     async with watching(port) as watch:
         await lab.until(lambda: watch.count > 3)
-        await asyncio.gather(lab.faults.kill("n1"), lab.faults.kill("n2"))  # the node it is connected to, and the meta group's leader
+        await asyncio.gather(
+            lab.faults.kill("n1"), lab.faults.kill("n2")
+        )  # the node it is connected to, and the meta group's leader
         await lab.until(lambda: watch.old() == list(SHOP), timeout=30)
         await lab.faults.heal()
         await lab.until(lambda: not watch.old(), timeout=30)
 
 
 async def test_a_node_that_was_stopped_leaves_no_zeros_behind(lab):
-    """In the list, the consumers of such a node have no name, and only zeros, if nobody else has them."""
+    """In the list, the consumers of such a node have no name, and only zeros, if nobody else has
+    them."""
     await stream(lab)
     node = await lab.wait_for_leader("SHOP")
     processor = await start(lab, "processor", stream="SHOP", durable="packer")
@@ -170,6 +197,7 @@ async def test_a_node_that_was_stopped_leaves_no_zeros_behind(lab):
         async def asked_again():
             assert processor[0].alive, "the processor has ended"
             return await sent(lab) >= before + 4
+
         await lab.until(asked_again, timeout=30)
         await lab.faults.heal()
         await lab.until(lambda: not watch.old(), timeout=30)
@@ -204,7 +232,9 @@ async def work(nc, js, point, stream):
         await worker.ended()
 
 
-async def test_a_message_whose_handler_times_out_comes_again_and_the_rest_of_its_batch_is_done(calm):
+async def test_a_message_whose_handler_times_out_comes_again_and_the_rest_of_its_batch_is_done(
+    calm,
+):
     await stream(calm)
     for number in range(10):
         await calm.js.publish("shop.packer", b"%d" % number)
@@ -223,6 +253,7 @@ async def work(nc, js, point, **options):
     async def acked():
         info = await calm.js.consumer_info("SHOP", "packer")
         return info.num_ack_pending == info.num_pending == 0 and info.delivered.consumer_seq == 11
+
     await calm.until(acked)
 
 
@@ -230,7 +261,9 @@ async def test_all_consumers_are_served_where_a_list_has_two_pages(calm):
     names = [f"c{number}" for number in range(300)]
     await calm.js.add_stream(name="MANY", subjects=["many"])
     for name in names:
-        await calm.js.add_consumer("MANY", durable_name=name, ack_policy="explicit", inactive_threshold=60)
+        await calm.js.add_consumer(
+            "MANY", durable_name=name, ack_policy="explicit", inactive_threshold=60
+        )
     _, port = await start(calm, "exporter", stream="MANY")
     assert sorted(scrape(port).index) == sorted(names)
     await calm.js.delete_consumer("MANY", "c7")

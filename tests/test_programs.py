@@ -1,5 +1,6 @@
-"""The two programs that a reader may carry off: what they promise holds while nodes die, while the database fails, for
-orders that kill, on signals, and where they have no right to be."""
+"""The two programs that a reader may carry off: what they promise holds while nodes die, while the
+database fails, for orders that kill, on signals, and where they have no right to be."""
+
 import asyncio
 import contextlib
 import importlib
@@ -18,10 +19,10 @@ import pytest
 import trustme
 
 from labkit import paths
-from labkit.processes import programs
 from labkit.cluster.nodes import quoted
+from labkit.cluster.standalone import start_server
+from labkit.processes import programs
 from labkit.processes.programs import program
-from labkit.cluster.standalone import single
 
 CHAOS = 60  # seconds
 SEED = int(os.environ.get("LABKIT_TEST_SEED") or random.randrange(10**6))
@@ -31,13 +32,21 @@ limits = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of
 
 
 def database(lab):
-    """Where the charges are: in a folder of its own, if the test has made one (which can go away)."""
+    """Where the charges are: in a folder of its own, if the test has made one (which can go
+    away)."""
     folder = lab.scratch / "disk"
-    return (folder if folder.exists() or (lab.scratch / "away").exists() else lab.scratch) / "charges.db"
+    return (
+        folder if folder.exists() or (lab.scratch / "away").exists() else lab.scratch
+    ) / "charges.db"
 
 
 def acked(*producers):
-    return [line.split()[1] for producer in producers for line in producer.lines() if line.startswith("acked ")]
+    return [
+        line.split()[1]
+        for producer in producers
+        for line in producer.lines()
+        if line.startswith("acked ")
+    ]
 
 
 def charged(lab):
@@ -47,12 +56,16 @@ def charged(lab):
 async def stored(lab):
     """Ids of all messages of the stream, as often as they are stored."""
     state = (await lab.js.stream_info("ORDERS")).state
-    found = [await lab.js.get_msg("ORDERS", seq) for seq in range(state.first_seq, state.last_seq + 1)]
+    found = [
+        await lab.js.get_msg("ORDERS", seq) for seq in range(state.first_seq, state.last_seq + 1)
+    ]
     return [msg.headers["Nats-Msg-Id"] for msg in found]
 
 
 def start(lab, file, name=None, **environment):
-    return program(lab, file, name, **{"DATABASE": database(lab), "ACK_WAIT": 3, "RATE": 50, **environment})
+    return program(
+        lab, file, name, **{"DATABASE": database(lab), "ACK_WAIT": 3, "RATE": 50, **environment}
+    )
 
 
 async def orders(lab, *bodies):
@@ -64,16 +77,19 @@ async def orders(lab, *bodies):
 
 
 async def asked(question):
-    """The answer; None while there is nobody to give it. A request that comes before there is a leader is never answered."""
+    """The answer; None while there is nobody to give it. A request that comes before there is a
+    leader is never answered."""
     with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
         return await question
 
 
 async def settled(lab):
     """Waits until each message of the stream has had its last answer."""
+
     async def so():
         info = await asked(lab.js.consumer_info("ORDERS", "charging"))
         return info and info.num_pending == info.num_ack_pending == 0
+
     await lab.until(so, timeout=30)
 
 
@@ -99,7 +115,9 @@ async def test_sigterm_in_the_middle_ends_both_with_0_and_leaves_nothing_in_hand
     given_back = set()
     sub = await lab.js.pull_subscribe_bind("charging", "ORDERS")
     while len(charged(lab)) + len(given_back) < len(acked(producer)):
-        given_back |= {msg.headers["Nats-Msg-Id"] for msg in await sub.fetch(50, timeout=5)}  # ack wait is longer
+        given_back |= {
+            msg.headers["Nats-Msg-Id"] for msg in await sub.fetch(50, timeout=5)
+        }  # ack wait is longer
     assert given_back == set(acked(producer)) - set(charged(lab))
 
 
@@ -119,7 +137,9 @@ async def test_an_order_that_is_not_confirmed_after_the_signal_is_told(lab):
     for node in ("n1", "n2"):
         await lab.faults.kill(node)
     before = len(producer.log())
-    await lab.until(lambda: any("again in" in line for line in producer.log()[before:]), timeout=20)  # it has one in hand
+    await lab.until(
+        lambda: any("again in" in line for line in producer.log()[before:]), timeout=20
+    )  # it has one in hand
     producer.stop()
     assert await producer.ended(20) == 1
     assert "not confirmed (after a timeout it may be stored all the same)" in producer.log()[-1]
@@ -130,7 +150,10 @@ async def test_an_order_that_is_not_confirmed_after_the_signal_is_told(lab):
 async def test_a_wrong_password_ends_it_with_a_clear_message(lab, file):
     refused = start(lab, file, NATS_PASSWORD="wrong")
     assert await refused.ended(20) == 1
-    assert "refuse user 'checks'" in refused.log()[-1] and "Authorization Violation" in refused.log()[-1]
+    assert (
+        "refuse user 'checks'" in refused.log()[-1]
+        and "Authorization Violation" in refused.log()[-1]
+    )
     assert not any("Traceback" in line for line in refused.log())
 
 
@@ -138,11 +161,15 @@ async def test_a_stream_of_that_name_that_does_not_take_the_orders_ends_it(lab):
     await lab.js.add_stream(name="ORDERS", subjects=["else.>"])
     producer = start(lab, "producer.py")
     assert await producer.ended(20) == 1
-    assert producer.log()[-1] == "order-producer: stream ORDERS takes else.>; wanted: orders.created"
+    assert (
+        producer.log()[-1] == "order-producer: stream ORDERS takes else.>; wanted: orders.created"
+    )
 
 
 async def test_a_stream_whose_settings_an_operator_has_changed_is_taken_as_it_is(lab):
-    await lab.js.add_stream(name="ORDERS", subjects=["orders.created", "orders.old"], max_age=3600, num_replicas=3)
+    await lab.js.add_stream(
+        name="ORDERS", subjects=["orders.created", "orders.old"], max_age=3600, num_replicas=3
+    )
     await lab.js.add_stream(name="DEAD", subjects=["dead.orders.*"], max_msgs=1000)
     await lab.settled("ORDERS")
     producer = start(lab, "producer.py")
@@ -152,21 +179,44 @@ async def test_a_stream_whose_settings_an_operator_has_changed_is_taken_as_it_is
 
 
 async def test_what_is_no_order_is_kept_aside_once_and_the_next_one_is_charged(lab):
-    bad = [b"nonsense", b"{}", b"[]", b"[" * 100_000, b'{"id": "x"}', b'{"id": "x", "amount": null}',
-           b'{"id": null, "amount": 1}', b'{"id": "", "amount": 1}',
-           b'{"id": 7, "amount": 1}', b'{"id": "x", "amount": true}', b'{"id": "x", "amount": 1%s}' % (b"0" * 30),
-           b'{"id": "\\ud800", "amount": 1}', b"\xff", order("x" * 201)]
-    huge = b"\xff" * (lab.nc.max_payload - 10)  # with a header it is above the limit, and would close the connection
+    bad = [
+        b"nonsense",
+        b"{}",
+        b"[]",
+        b"[" * 100_000,
+        b'{"id": "x"}',
+        b'{"id": "x", "amount": null}',
+        b'{"id": null, "amount": 1}',
+        b'{"id": "", "amount": 1}',
+        b'{"id": 7, "amount": 1}',
+        b'{"id": "x", "amount": true}',
+        b'{"id": "x", "amount": 1%s}' % (b"0" * 30),
+        b'{"id": "\\ud800", "amount": 1}',
+        b"\xff",
+        order("x" * 201),
+    ]
+    huge = b"\xff" * (
+        lab.nc.max_payload - 10
+    )  # with a header it is above the limit, and would close the connection
     await orders(lab, *bad, huge, b'{"id": "good", "amount": 1}')
     consumer = start(lab, "consumer.py")
     await lab.until(lambda: charged(lab) == ["good"], timeout=30)
     await settled(lab)
     found = await dead(lab)
-    assert set(bad) == {body for body in found if len(body) < 200_000} and len(found) == len(bad) + 1
-    assert huge.startswith(max(found, key=len)) and len(max(found, key=len)) > lab.nc.max_payload - 2000
-    assert found[b"\xff"].startswith("UnicodeDecodeError") and found[b"{}"].startswith("wanted: an id")
+    assert (
+        set(bad) == {body for body in found if len(body) < 200_000} and len(found) == len(bad) + 1
+    )
+    assert (
+        huge.startswith(max(found, key=len))
+        and len(max(found, key=len)) > lab.nc.max_payload - 2000
+    )
+    assert found[b"\xff"].startswith("UnicodeDecodeError") and found[b"{}"].startswith(
+        "wanted: an id"
+    )
     assert max(map(len, found.values())) < 250
-    assert max(map(len, consumer.log())) < 400 and not any("closed" in line for line in consumer.log())
+    assert max(map(len, consumer.log())) < 400 and not any(
+        "closed" in line for line in consumer.log()
+    )
 
 
 @moves
@@ -188,20 +238,27 @@ async def test_an_outage_of_the_database_that_is_longer_than_all_tries_loses_not
 async def test_an_order_that_fails_at_each_try_ends_in_dead_and_holds_up_nobody(lab):
     with contextlib.closing(sqlite3.connect(database(lab))) as db, db:
         db.execute("CREATE TABLE charges (id TEXT PRIMARY KEY NOT NULL, amount INTEGER NOT NULL)")
-        db.execute("CREATE TRIGGER t BEFORE INSERT ON charges WHEN NEW.id = 'poison' "
-                   "BEGIN SELECT RAISE(ABORT, 'no'); END")
+        db.execute(
+            "CREATE TRIGGER t BEFORE INSERT ON charges WHEN NEW.id = 'poison' "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
     await orders(lab, b'{"id": "poison", "amount": 1}', b'{"id": "good", "amount": 1}')
     start(lab, "consumer.py", TRIES=2)
     await lab.until(lambda: charged(lab) == ["good"], timeout=30)
 
     async def buried():
-        return await asked(dead(lab)) == {b'{"id": "poison", "amount": 1}': "not charged in 2 tries"}
+        return await asked(dead(lab)) == {
+            b'{"id": "poison", "amount": 1}': "not charged in 2 tries"
+        }
+
     await lab.until(buried, timeout=40)
     await settled(lab)
 
 
 async def test_while_dead_does_not_confirm_the_rest_is_charged_and_the_bad_one_stays(lab):
-    await lab.js.add_stream(name="DEAD", subjects=["dead.>"], no_ack=True)  # stores, and says nothing: a timeout
+    await lab.js.add_stream(
+        name="DEAD", subjects=["dead.>"], no_ack=True
+    )  # stores, and says nothing: a timeout
     await orders(lab, b"nonsense", b'{"id": "good", "amount": 1}')
     consumer = start(lab, "consumer.py")
     await lab.until(lambda: charged(lab) == ["good"], timeout=40)
@@ -209,6 +266,7 @@ async def test_while_dead_does_not_confirm_the_rest_is_charged_and_the_bad_one_s
 
     async def one_in_hand():  # the ack of the good one has arrived
         return (await lab.js.consumer_info("ORDERS", "charging")).num_ack_pending == 1
+
     await lab.until(one_in_hand, timeout=30)
     await lab.js.update_stream(name="DEAD", subjects=["dead.>"], no_ack=False)
     await settled(lab)
@@ -216,7 +274,9 @@ async def test_while_dead_does_not_confirm_the_rest_is_charged_and_the_bad_one_s
 
 
 async def test_both_consumers_of_one_database_charge_each_order_once(lab):
-    await orders(lab, *(b'{"id": "%d", "amount": 1}' % (n % 20) for n in range(40)))  # each one twice
+    await orders(
+        lab, *(b'{"id": "%d", "amount": 1}' % (n % 20) for n in range(40))
+    )  # each one twice
     start(lab, "consumer.py", "one"), start(lab, "consumer.py", "two")
     await lab.until(lambda: len(charged(lab)) == 20, timeout=40)
     await settled(lab)
@@ -235,6 +295,7 @@ async def fill(lab, bodies):
 
     async def all_stored():
         return (await lab.js.stream_info("ORDERS")).state.messages == before + len(bodies)
+
     await lab.until(all_stored, timeout=30)
 
 
@@ -250,7 +311,9 @@ async def test_a_full_disk_puts_no_order_aside(lab):
     consumer = start(lab, "consumer.py", TRIES=2, ACK_WAIT=2)
     await lab.until(lambda: charged(lab) == ["first"], timeout=40)
     limit = psutil.Process(consumer.pid).rlimit
-    limit(psutil.RLIMIT_FSIZE, (database(lab).stat().st_size, -1))  # ulimit -f: no file of it grows any more
+    limit(
+        psutil.RLIMIT_FSIZE, (database(lab).stat().st_size, -1)
+    )  # ulimit -f: no file of it grows any more
     await fill(lab, [order(name) for name in names])
     await lab.until(lambda: trouble(consumer) > 8, timeout=60)
     assert len(charged(lab)) < 1001 and await dead(lab) == {}
@@ -266,7 +329,9 @@ async def test_nor_does_a_backup_that_reads_the_database_for_longer_than_all_tri
     await lab.until(lambda: charged(lab) == ["first"], timeout=40)
     with contextlib.closing(sqlite3.connect(database(lab), isolation_level=None)) as backup:
         backup.execute("BEGIN")
-        backup.execute("SELECT * FROM charges").fetchall()  # a read lock: others may begin to write, and not commit
+        backup.execute(
+            "SELECT * FROM charges"
+        ).fetchall()  # a read lock: others may begin to write, and not commit
         await lab.js.publish("orders.created", order("second"))
         await lab.until(lambda: sum("locked" in line for line in consumer.log()) > 2, timeout=60)
         backup.execute("COMMIT")
@@ -280,7 +345,10 @@ async def test_nor_does_a_database_that_refuses_every_order(lab):
     consumer = start(lab, "consumer.py", TRIES=1)
     await lab.until(lambda: charged(lab) == ["first"], timeout=40)
     with contextlib.closing(sqlite3.connect(database(lab))) as db, db:
-        db.execute("CREATE TRIGGER closed BEFORE INSERT ON charges BEGIN SELECT RAISE(ABORT, 'closed'); END")
+        db.execute(
+            "CREATE TRIGGER closed BEFORE INSERT ON charges BEGIN SELECT RAISE(ABORT,"
+            " 'closed'); END"
+        )
     await fill(lab, [order(f"{number}") for number in range(30)])
     await lab.until(lambda: trouble(consumer) > 3, timeout=60)
     with contextlib.closing(sqlite3.connect(database(lab))) as db, db:
@@ -291,14 +359,18 @@ async def test_nor_does_a_database_that_refuses_every_order(lab):
 
 
 def deadly(lab):
-    """A database in which an order whose id begins with "killer" kills the process that charges it; and the environment
-    in which it does so."""
+    """A database in which an order whose id begins with "killer" kills the process that charges it;
+    and the environment in which it does so."""
     with contextlib.closing(sqlite3.connect(database(lab))) as db, db:
         db.execute("CREATE TABLE charges (id TEXT PRIMARY KEY NOT NULL, amount INTEGER NOT NULL)")
-        db.execute("CREATE TRIGGER kills BEFORE INSERT ON charges WHEN NEW.id LIKE 'killer%' BEGIN SELECT die(); END")
+        db.execute(
+            "CREATE TRIGGER kills BEFORE INSERT ON charges WHEN NEW.id LIKE 'killer%' BEGIN SELECT"
+            " die(); END"
+        )
     folder = lab.scratch / "deadly"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text("""
+    (folder / "sitecustomize.py").write_text(
+        """
 import functools, os, signal, sqlite3
 real = sqlite3.connect
 
@@ -308,7 +380,9 @@ def connect(*args, **options):
     db.create_function("die", 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
     return db
 sqlite3.connect = connect
-""", encoding="utf-8")
+""",
+        encoding="utf-8",
+    )
     return {"PYTHONPATH": folder}
 
 
@@ -344,17 +418,23 @@ async def test_an_order_that_kills_its_worker_ends_in_dead_alone(lab):
     consumer = Supervisor(lab, "consumer", TRIES=2, ACK_WAIT=1, **environment)
 
     async def buried():
-        return len(charged(lab)) == 39 and await asked(dead(lab)) == {order("killer"): "not charged in 2 tries"}
+        return len(charged(lab)) == 39 and await asked(dead(lab)) == {
+            order("killer"): "not charged in 2 tries"
+        }
+
     await lab.until(buried, timeout=60)
     await settled(lab)
-    assert set(consumer.codes) == {-signal.SIGKILL} and len(consumer.codes) == 3  # the first one did not know it yet
+    assert (
+        set(consumer.codes) == {-signal.SIGKILL} and len(consumer.codes) == 3
+    )  # the first one did not know it yet
     assert await consumer.end() == 0
 
 
 FULL = """
 import os, resource, sqlite3, charges
 charges.prove()
-resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(charges.DATABASE), resource.RLIM_INFINITY))
+size = os.path.getsize(charges.DATABASE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 count = 0
 try:
     while True:
@@ -372,9 +452,12 @@ except sqlite3.OperationalError:
 
 @limits
 def test_where_an_order_has_no_room_no_try_is_noted_either(python, tmp_path):
-    """Else each worker that comes and goes while the disk is full would count as one that the order has killed."""
+    """Else each worker that comes and goes while the disk is full would count as one that the order
+    has killed."""
     notebooks = str(paths.PROJECT / "notebooks")
-    said, _ = python(FULL, PYTHONPATH=notebooks, DATABASE=str(tmp_path / "charges.db")).communicate(timeout=60)
+    said, _ = python(FULL, PYTHONPATH=notebooks, DATABASE=str(tmp_path / "charges.db")).communicate(
+        timeout=60
+    )
     assert said == "no room for True [(0,)]\n"
 
 
@@ -391,25 +474,41 @@ async def test_a_bad_message_of_a_stream_that_was_made_anew_is_kept_too(lab):
 
 async def test_dead_keeps_the_headers_and_obeys_none_of_them(lab):
     await orders(lab)
-    many = {f"Key-{number}": "x" * 100 for number in range(580)}  # 62 kB: with more, DEAD would refuse it
-    for headers in ({"traceparent": "00-1", "Nats-Expected-Stream": "ORDERS", "Nats-Msg-Id": "one"},
-                    {"Nats-Msg-Id": "two"}, {"Text": "Grüße: 課程", "Status": "404"}, many):
+    many = {
+        f"Key-{number}": "x" * 100 for number in range(580)
+    }  # 62 kB: with more, DEAD would refuse it
+    for headers in (
+        {"traceparent": "00-1", "Nats-Expected-Stream": "ORDERS", "Nats-Msg-Id": "one"},
+        {"Nats-Msg-Id": "two"},
+        {"Text": "Grüße: 課程", "Status": "404"},
+        many,
+    ):
         await lab.js.publish("orders.created", b"", headers=headers)
     start(lab, "consumer.py")
 
     async def four():
         info = await asked(lab.js.stream_info("DEAD"))
         return info and info.state.messages == 4
+
     await lab.until(four, timeout=40)
     sub = await lab.js.pull_subscribe("dead.>", durable="person", stream="DEAD")
     await lab.settled("DEAD")
     one, two, text, large = [msg.headers for msg in await sub.fetch(4, timeout=5)]
-    assert one["traceparent"] == "00-1" and one["Dead-Source"] == "ORDERS:1" and one["Dead-Size"] == "0"
+    assert (
+        one["traceparent"] == "00-1"
+        and one["Dead-Source"] == "ORDERS:1"
+        and one["Dead-Size"] == "0"
+    )
     assert one["Original-Nats-Msg-Id"] == "one" and one["Original-Nats-Expected-Stream"] == "ORDERS"
     assert two["Original-Nats-Msg-Id"] == "two" and two["Nats-Msg-Id"] != one["Nats-Msg-Id"]
-    assert (text["Text"], text["Original-Status"]) == ("Grüße: 課程", "404") and "too many" in large["Dead-Headers"]
+    assert (text["Text"], text["Original-Status"]) == (
+        "Grüße: 課程",
+        "404",
+    ) and "too many" in large["Dead-Headers"]
     config = (await lab.js.stream_info("DEAD")).config
-    assert config.max_bytes == 64 * 2**20 and config.discard == "new", "full is full: no letter goes for another"
+    assert config.max_bytes == 64 * 2**20 and config.discard == "new", (
+        "full is full: no letter goes for another"
+    )
 
 
 async def test_a_letter_that_a_person_has_taken_out_and_sent_again_is_kept_again(lab):
@@ -421,6 +520,7 @@ async def test_a_letter_that_a_person_has_taken_out_and_sent_again_is_kept_again
 
     async def again():
         return (await lab.js.stream_info("DEAD")).state.messages == 1
+
     await lab.until(again, timeout=30)
     await settled(lab)
 
@@ -434,10 +534,13 @@ async def test_a_dead_that_somebody_deletes_is_made_again(lab):
 
     async def again():
         return list(await asked(dead(lab)) or ()) == [b"more nonsense"]
+
     await lab.until(again, timeout=60)
 
 
-async def test_a_stream_of_orders_that_somebody_deletes_is_made_again_and_the_order_in_hand_is_in_it(lab):
+async def test_a_stream_of_orders_that_is_deleted_is_made_again_and_the_order_in_hand_is_in_it(
+    lab,
+):
     producer = start(lab, "producer.py")
     await lab.until(lambda: acked(producer), timeout=40)
     await lab.js.delete_stream("ORDERS")
@@ -445,11 +548,13 @@ async def test_a_stream_of_orders_that_somebody_deletes_is_made_again_and_the_or
     await lab.until(lambda: len(acked(producer)) > before + 10, timeout=60)
     await lab.settled("ORDERS")
     kept, promised = await stored(lab), acked(producer)
-    assert kept[:5] == promised[promised.index(kept[0]):][:5], "an order was left out"
+    assert kept[:5] == promised[promised.index(kept[0]) :][:5], "an order was left out"
 
 
 @pytest.mark.parametrize("word", ["paid", "400", "404", "503"])
-async def test_an_order_with_a_header_that_looks_like_a_word_of_the_server_is_charged_like_any_other(lab, word):
+async def test_an_order_whose_header_looks_like_a_word_of_the_server_is_charged_like_any_other(
+    lab, word
+):
     await orders(lab, order("before"))
     await lab.js.publish("orders.created", order("status"), headers={"Status": word})
     await lab.js.publish("orders.created", order("after"))
@@ -478,14 +583,23 @@ async def test_two_orders_of_one_id_with_different_amounts_are_noticed(lab):
 
 
 @moves
-async def test_what_an_operator_has_changed_in_the_consumer_stays_through_trouble_and_a_restart(lab):
+async def test_what_an_operator_has_changed_in_the_consumer_stays_through_trouble_and_a_restart(
+    lab,
+):
     folder = lab.scratch / "disk"
     folder.mkdir()
     await orders(lab, order("first"))
     consumer = start(lab, "consumer.py")
     await lab.until(lambda: charged(lab) == ["first"], timeout=40)
-    await lab.js.add_consumer("ORDERS", durable_name="charging", filter_subject="orders.created", ack_policy="explicit",
-                              ack_wait=5, max_ack_pending=7, max_deliver=-1)
+    await lab.js.add_consumer(
+        "ORDERS",
+        durable_name="charging",
+        filter_subject="orders.created",
+        ack_policy="explicit",
+        ack_wait=5,
+        max_ack_pending=7,
+        max_deliver=-1,
+    )
     away = folder.rename(lab.scratch / "away")
     await lab.js.publish("orders.created", order("second"))
     await lab.until(lambda: trouble(consumer) > 1, timeout=40)
@@ -497,7 +611,10 @@ async def test_what_an_operator_has_changed_in_the_consumer_stays_through_troubl
     await lab.until(lambda: len(charged(lab)) == 3, timeout=40)
     config = (await lab.js.consumer_info("ORDERS", "charging")).config
     assert (config.ack_wait, config.max_ack_pending) == (5, 7)
-    assert any("settings of its own: {'ack_wait': 5.0, 'max_ack_pending': 7}" in line for line in again.log())
+    assert any(
+        "settings of its own: {'ack_wait': 5.0, 'max_ack_pending': 7}" in line
+        for line in again.log()
+    )
 
 
 async def test_a_consumer_that_somebody_deletes_is_made_again(lab):
@@ -511,31 +628,53 @@ async def test_a_consumer_that_somebody_deletes_is_made_again(lab):
 
 RIGHTS = {  # all that the two programs need, if an operator has made the streams and the consumer
     "producer.py": ["orders.created", "$JS.API.STREAM.INFO.ORDERS"],
-    "consumer.py": ["dead.orders.created", "$JS.API.STREAM.INFO.DEAD", "$JS.API.CONSUMER.INFO.ORDERS.charging",
-                    "$JS.API.CONSUMER.MSG.NEXT.ORDERS.charging", "$JS.ACK.ORDERS.charging.>"]}
+    "consumer.py": [
+        "dead.orders.created",
+        "$JS.API.STREAM.INFO.DEAD",
+        "$JS.API.CONSUMER.INFO.ORDERS.charging",
+        "$JS.API.CONSUMER.MSG.NEXT.ORDERS.charging",
+        "$JS.ACK.ORDERS.charging.>",
+    ],
+}
 
 
 def users(**rights):
     """An account in which these users may publish so, and an admin everything."""
-    listed = [f"{{ user: {name}, password: p, permissions: {{ publish: {json.dumps(list(may))}, "
-              f"subscribe: \"_INBOX_{name}.>\" }} }}" for name, may in rights.items()]
-    return f"accounts {{ SHOP: {{ jetstream: enabled, users: [ {{ user: admin, password: p }}, {', '.join(listed)} ] }} }}"
+    listed = [
+        f"{{ user: {name}, password: p, permissions: {{ publish: {json.dumps(list(may))}, "
+        f'subscribe: "_INBOX_{name}.>" }} }}'
+        for name, may in rights.items()
+    ]
+    return (
+        "accounts { SHOP: { jetstream: enabled, users: [ { user: admin, password: p },"
+        f" {', '.join(listed)} ] }} }}"
+    )
 
 
 @pytest.fixture
 async def shop(lab):
-    """Starts a server of its own with JetStream, streams and a consumer that an operator has made. Returns its address."""
+    """Starts a server of its own with JetStream, streams and a consumer that an operator has made.
+    Returns its address."""
+
     async def run(config, **connect):
-        server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'shop').as_posix())} }}\n{config}")
+        server = await start_server(
+            lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'shop').as_posix())} }}\n{config}"
+        )
         admin = await nats.connect(server.url, user="admin", password="p", **connect)
         js = admin.jetstream()
         await js.add_stream(name="ORDERS", subjects=["orders.>"])
         await js.add_stream(name="DEAD", subjects=["dead.>"])
-        await js.add_consumer("ORDERS", durable_name="charging", filter_subject="orders.created", ack_policy="explicit")
+        await js.add_consumer(
+            "ORDERS",
+            durable_name="charging",
+            filter_subject="orders.created",
+            ack_policy="explicit",
+        )
         for body in (b"nonsense", order("first")):
             await js.publish("orders.created", body)
         await admin.close()
         return server.url
+
     return run
 
 
@@ -543,14 +682,31 @@ async def shop(lab):
 async def test_a_permission_that_is_missing_ends_it_with_one_clear_line(lab, shop, file):
     """Each right, left out in turn: so it is needed, and its lack is told."""
     names = [f"without{number}" for number in range(len(RIGHTS[file]))]
-    rights = {name: [right for right in RIGHTS[file] if right != missing] for name, missing in zip(names, RIGHTS[file])}
+    rights = {
+        name: [right for right in RIGHTS[file] if right != missing]
+        for name, missing in zip(names, RIGHTS[file])
+    }
     url = await shop(users(**rights))
-    denied = [start(lab, file, name, NATS_URL=url, NATS_USER=name, NATS_PASSWORD="p", NATS_INBOX_PREFIX=f"_INBOX_{name}",
-                    DATABASE=lab.scratch / f"{name}.db") for name in names]
+    denied = [
+        start(
+            lab,
+            file,
+            name,
+            NATS_URL=url,
+            NATS_USER=name,
+            NATS_PASSWORD="p",
+            NATS_INBOX_PREFIX=f"_INBOX_{name}",
+            DATABASE=lab.scratch / f"{name}.db",
+        )
+        for name in names
+    ]
     for running, missing in zip(denied, RIGHTS[file]):
         assert await running.ended(40) == 1
         subject = missing.rstrip(">").lower()
-        assert f"lacks a permission: nats: permissions violation for publish to \"{subject}" in running.log()[-1]
+        assert (
+            f'lacks a permission: nats: permissions violation for publish to "{subject}'
+            in running.log()[-1]
+        )
         assert not any("Traceback" in line for line in running.log())
 
 
@@ -558,7 +714,7 @@ async def test_so_does_an_inbox_that_is_not_its_own(lab, shop):
     url = await shop(users(orders=RIGHTS["producer.py"]))
     denied = start(lab, "producer.py", NATS_URL=url, NATS_USER="orders", NATS_PASSWORD="p")
     assert await denied.ended(40) == 1
-    assert "permissions violation for subscription to \"_inbox." in denied.log()[-1]
+    assert 'permissions violation for subscription to "_inbox.' in denied.log()[-1]
 
 
 async def test_tls_handshake_first_a_certificate_and_an_inbox_of_its_own(lab, shop):
@@ -571,25 +727,44 @@ async def test_tls_handshake_first_a_certificate_and_an_inbox_of_its_own(lab, sh
     pem, ca = quoted(files["server"]), quoted(files["ca"])
     trusting = ssl.create_default_context(cafile=files["ca"])
     trusting.load_cert_chain(files["ours"])
-    url = await shop(users(producer=RIGHTS["producer.py"], consumer=RIGHTS["consumer.py"]) +
-                     f"\ntls {{ cert_file: {pem}, key_file: {pem}, ca_file: {ca}, verify: true, handshake_first: auto }}",
-                     tls=trusting, tls_handshake_first=True)
-    settings = {"NATS_URL": url, "NATS_PASSWORD": "p", "NATS_CA": files["ca"], "NATS_CERT": files["ours"], "NATS_TLS_FIRST": 1}
-    producer = start(lab, "producer.py", **settings, NATS_USER="producer", NATS_INBOX_PREFIX="_INBOX_producer")
-    consumer = start(lab, "consumer.py", **settings, NATS_USER="consumer", NATS_INBOX_PREFIX="_INBOX_consumer")
+    url = await shop(
+        users(producer=RIGHTS["producer.py"], consumer=RIGHTS["consumer.py"])
+        + f"\ntls {{ cert_file: {pem}, key_file: {pem}, ca_file: {ca}, verify: true,"
+        " handshake_first: auto }",
+        tls=trusting,
+        tls_handshake_first=True,
+    )
+    settings = {
+        "NATS_URL": url,
+        "NATS_PASSWORD": "p",
+        "NATS_CA": files["ca"],
+        "NATS_CERT": files["ours"],
+        "NATS_TLS_FIRST": 1,
+    }
+    producer = start(
+        lab, "producer.py", **settings, NATS_USER="producer", NATS_INBOX_PREFIX="_INBOX_producer"
+    )
+    consumer = start(
+        lab, "consumer.py", **settings, NATS_USER="consumer", NATS_INBOX_PREFIX="_INBOX_consumer"
+    )
     await lab.until(lambda: len(charged(lab)) > 20, timeout=40)
     assert {"first", *acked(producer)[:10]} <= set(charged(lab))
     mistaken = start(lab, "producer.py", "mistaken", **{**settings, "NATS_CA": files["other"]})
-    assert await mistaken.ended(20) == 1 and "a certificate that is not trusted" in mistaken.log()[-1]
+    assert (
+        await mistaken.ended(20) == 1 and "a certificate that is not trusted" in mistaken.log()[-1]
+    )
     heard = []
 
     async def greet(reader, writer):  # a thief in the server's place, who greets in plain text
         writer.write(b'INFO {"max_payload": 1000}\r\n')
         heard.append(await reader.read(1000))
         writer.close()
+
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as thief:
         port = thief.sockets[0].getsockname()[1]
-        robbed = start(lab, "producer.py", "robbed", **{**settings, "NATS_URL": f"nats://127.0.0.1:{port}"})
+        robbed = start(
+            lab, "producer.py", "robbed", **{**settings, "NATS_URL": f"nats://127.0.0.1:{port}"}
+        )
         await lab.until(lambda: heard, timeout=20)
         robbed.end()
     assert heard[0].startswith(b"\x16\x03"), "the first bytes were no TLS handshake"
@@ -600,15 +775,27 @@ async def test_tls_handshake_first_a_certificate_and_an_inbox_of_its_own(lab, sh
 
 
 async def test_a_configuration_that_the_server_refuses_ends_it(lab):
-    server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'one').as_posix())} }}")
+    server = await start_server(
+        lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'one').as_posix())} }}"
+    )
     replicas = start(lab, "producer.py", "replicas", NATS_URL=server.url, REPLICAS=3)
-    server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'two').as_posix())} }}\n"
-                               "accounts { PLAIN: { users: [ { user: orders, password: p } ] } }")
-    plain = start(lab, "producer.py", "plain", NATS_URL=server.url, NATS_USER="orders", NATS_PASSWORD="p")
-    await lab.js.add_stream(name="ORDERS", subjects=["orders.>"], consumer_limits={"max_ack_pending": 5})
+    server = await start_server(
+        lab,
+        f"jetstream {{ store_dir: {quoted((lab.scratch / 'two').as_posix())} }}\n"
+        "accounts { PLAIN: { users: [ { user: orders, password: p } ] } }",
+    )
+    plain = start(
+        lab, "producer.py", "plain", NATS_URL=server.url, NATS_USER="orders", NATS_PASSWORD="p"
+    )
+    await lab.js.add_stream(
+        name="ORDERS", subjects=["orders.>"], consumer_limits={"max_ack_pending": 5}
+    )
     limited = start(lab, "consumer.py", "limited")
-    for running, words in ((replicas, "replicas > 1 not supported"), (plain, "JetStream not enabled for account"),
-                           (limited, "max ack pending exceeds system limit")):
+    for running, words in (
+        (replicas, "replicas > 1 not supported"),
+        (plain, "JetStream not enabled for account"),
+        (limited, "max ack pending exceeds system limit"),
+    ):
         assert await running.ended(40) == 1, running.log()
         assert words in running.log()[-1], running.log()
 
@@ -616,7 +803,13 @@ async def test_a_configuration_that_the_server_refuses_ends_it(lab):
 @pytest.mark.parametrize("setting", [{"headers_only": True}, {"deliver_subject": "pushed"}])
 async def test_so_does_a_consumer_that_is_set_so_that_no_order_can_be_read(lab, setting):
     await orders(lab, order("first"))
-    await lab.js.add_consumer("ORDERS", durable_name="charging", filter_subject="orders.created", ack_policy="explicit", **setting)
+    await lab.js.add_consumer(
+        "ORDERS",
+        durable_name="charging",
+        filter_subject="orders.created",
+        ack_policy="explicit",
+        **setting,
+    )
     consumer = start(lab, "consumer.py")
     assert await consumer.ended(20) == 1
     assert "wanted: one that is pulled, with bodies" in consumer.log()[-1] and charged(lab) == []
@@ -633,7 +826,10 @@ async def test_a_server_that_stands_still_holds_up_nobodys_end(lab):
     await lab.until(lambda: any("again in" in line for line in producer.log()[before:]), timeout=20)
     consumer.stop()
     producer.stop()
-    codes = await consumer.ended(15), await producer.ended(15)  # drain() alone would take half a minute
+    codes = (
+        await consumer.ended(15),
+        await producer.ended(15),
+    )  # drain() alone would take half a minute
     await lab.faults.heal()
     assert codes == (0, 1), (consumer.log(), producer.log())
     assert not any("Traceback" in line for line in consumer.log() + producer.log())
@@ -641,16 +837,25 @@ async def test_a_server_that_stands_still_holds_up_nobodys_end(lab):
 
 async def test_too_few_nodes_do_not(lab):
     producer = start(lab, "producer.py", REPLICAS=5)  # of three nodes
-    await lab.until(lambda: sum("no suitable peers" in line for line in producer.log()) > 2, timeout=60)
+    await lab.until(
+        lambda: sum("no suitable peers" in line for line in producer.log()) > 2, timeout=60
+    )
     await orders(lab)  # an operator has made the stream meanwhile
     await lab.until(lambda: acked(producer), timeout=60)
 
 
 async def test_nor_does_an_account_that_is_full(lab):
-    server = await single(lab, f"jetstream {{ store_dir: {quoted((lab.scratch / 'full').as_posix())} }}\n"
-                               "accounts { A: { jetstream: { max_file: 2000 }, users: [ { user: a, password: p } ] } }")
-    producer = start(lab, "producer.py", NATS_URL=server.url, NATS_USER="a", NATS_PASSWORD="p", REPLICAS=1)
-    await lab.until(lambda: any("resource limits exceeded" in line for line in producer.log()), timeout=40)
+    server = await start_server(
+        lab,
+        f"jetstream {{ store_dir: {quoted((lab.scratch / 'full').as_posix())} }}\naccounts {{ A: {{"
+        " jetstream: { max_file: 2000 }, users: [ { user: a, password: p } ] } }",
+    )
+    producer = start(
+        lab, "producer.py", NATS_URL=server.url, NATS_USER="a", NATS_PASSWORD="p", REPLICAS=1
+    )
+    await lab.until(
+        lambda: any("resource limits exceeded" in line for line in producer.log()), timeout=40
+    )
     done = len(acked(producer))
     client = await nats.connect(server.url, user="a", password="p")
     await client.jetstream().purge_stream("ORDERS")
@@ -660,11 +865,19 @@ async def test_nor_does_an_account_that_is_full(lab):
     assert numbers == list(range(1, len(numbers) + 1)), "an order was left out"
 
 
-@pytest.mark.parametrize("setting, words", [
-    ({"RATE": "fast"}, "RATE='fast'; wanted: a number"), ({"REPLICAS": "0"}, "REPLICAS='0'; wanted: a number from 1 to 5"),
-    ({"RATE": "inf"}, "RATE='inf'; wanted: a number"), ({"NATS_INBOX_PREFIX": "a b"}, "NATS_INBOX_PREFIX='a b'; wanted: a subject"),
-    ({"NATS_CA": "no.pem"}, "NATS_CA=no.pem: there is no such file"), ({"NATS_CREDS": "no.creds"}, "NATS_CREDS=no.creds"),
-    ({"NATS_CERT": "producer.err"}, "NATS_CA, NATS_CERT or NATS_KEY: "), ({"NATS_URL": "nats://x:y"}, "invalid connect url")])
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ({"RATE": "fast"}, "RATE='fast'; wanted: a number"),
+        ({"REPLICAS": "0"}, "REPLICAS='0'; wanted: a number from 1 to 5"),
+        ({"RATE": "inf"}, "RATE='inf'; wanted: a number"),
+        ({"NATS_INBOX_PREFIX": "a b"}, "NATS_INBOX_PREFIX='a b'; wanted: a subject"),
+        ({"NATS_CA": "no.pem"}, "NATS_CA=no.pem: there is no such file"),
+        ({"NATS_CREDS": "no.creds"}, "NATS_CREDS=no.creds"),
+        ({"NATS_CERT": "producer.err"}, "NATS_CA, NATS_CERT or NATS_KEY: "),
+        ({"NATS_URL": "nats://x:y"}, "invalid connect url"),
+    ],
+)
 async def test_a_setting_that_is_none_is_named_in_one_line(lab, setting, words):
     mistaken = start(lab, "producer.py", **setting)
     assert await mistaken.ended(20) == 1
@@ -673,18 +886,35 @@ async def test_a_setting_that_is_none_is_named_in_one_line(lab, setting, words):
 
 
 async def test_a_credentials_file_that_is_none_is_named_too(lab):
-    server = await single(lab, "authorization { users: [ { nkey: UC744N2QLWIDCF6DRIFLO5S7D6QHJX6FKIPY5SA6FOYB4QMSFM2DABOZ } ] }")
+    server = await start_server(
+        lab,
+        "authorization { users: [ { nkey: UC744N2QLWIDCF6DRIFLO5S7D6QHJX6FKIPY5SA6FOYB4QMSFM2DABOZ"
+        " } ] }",
+    )
     (lab.scratch / "empty.creds").touch()
-    mistaken = start(lab, "producer.py", NATS_URL=server.url, NATS_USER=None, NATS_PASSWORD=None, NATS_CREDS="empty.creds")
+    mistaken = start(
+        lab,
+        "producer.py",
+        NATS_URL=server.url,
+        NATS_USER=None,
+        NATS_PASSWORD=None,
+        NATS_CREDS="empty.creds",
+    )
     assert await mistaken.ended(20) == 1
-    assert "NATS_CREDS" in mistaken.log()[-1] and not any("Traceback" in line for line in mistaken.log())
+    assert "NATS_CREDS" in mistaken.log()[-1] and not any(
+        "Traceback" in line for line in mistaken.log()
+    )
 
 
 @pytest.fixture
 def service(lab, monkeypatch):
     """service.py, imported into this process, with the login of the lab."""
     login = lab.cluster.login(lab.topic)
-    settings = {"NATS_URL": ",".join(login["servers"]), "NATS_USER": login["user"], "NATS_PASSWORD": login["password"]}
+    settings = {
+        "NATS_URL": ",".join(login["servers"]),
+        "NATS_USER": login["user"],
+        "NATS_PASSWORD": login["password"],
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(paths.PROJECT / "notebooks"))
@@ -693,7 +923,9 @@ def service(lab, monkeypatch):
     del sys.modules["service"]
 
 
-@pytest.mark.parametrize("error", [None, nats.errors.TimeoutError(), nats.errors.BadSubjectError(), KeyError("a bug")])
+@pytest.mark.parametrize(
+    "error", [None, nats.errors.TimeoutError(), nats.errors.BadSubjectError(), KeyError("a bug")]
+)
 async def test_whatever_ends_it_the_connection_is_closed(service, error):
     seen = []
 
@@ -701,6 +933,7 @@ async def test_whatever_ends_it_the_connection_is_closed(service, error):
         seen.append(nc)
         if error:
             raise error
+
     if isinstance(error, KeyError):
         with pytest.raises(KeyError):
             await service.serve("checks", work)
@@ -726,6 +959,7 @@ async def test_also_when_it_is_told_to_end_while_it_connects(service, monkeypatc
 
     async def work(nc, end):
         await end.called
+
     monkeypatch.setattr(nats, "NATS", Client)
     monkeypatch.setattr(service, "End", End)
     running = asyncio.ensure_future(service.serve("checks", work))
@@ -767,8 +1001,8 @@ async def no_database(lab, seconds):
 
 
 async def made_anew(lab, producer):
-    """Deletes the stream and makes it again, while the producer stands still and all that it holds is settled. Returns
-    the ids that were in it."""
+    """Deletes the stream and makes it again, while the producer stands still and all that it holds
+    is settled. Returns the ids that were in it."""
     process = psutil.Process(producer.pid)
     process.suspend()
     try:
@@ -778,8 +1012,11 @@ async def made_anew(lab, producer):
         await lab.js.delete_stream("ORDERS")
 
         async def made():
-            with contextlib.suppress(nats.js.errors.ServerError):  # 10049: the old files are still going away
+            with contextlib.suppress(
+                nats.js.errors.ServerError
+            ):  # 10049: the old files are still going away
                 return await lab.js.add_stream(config)
+
         await lab.until(made, timeout=30)
     finally:
         process.resume()
@@ -790,8 +1027,8 @@ async def made_anew(lab, producer):
 @pytest.mark.soak
 @limits
 async def test_a_minute_of_all_together_loses_nothing_and_puts_no_innocent_order_aside(lab):
-    """Nodes are killed, never more than one at a time; the disk fills; orders kill; workers are killed and replaced; the
-    database goes away; the stream is made anew."""
+    """Nodes are killed, never more than one at a time; the disk fills; orders kill; workers are
+    killed and replaced; the database goes away; the stream is made anew."""
     dice, begin, kills = random.Random(SEED), time.monotonic(), []
     print(f"seed {SEED}: LABKIT_TEST_SEED repeats it")
     (lab.scratch / "disk").mkdir()
@@ -802,8 +1039,12 @@ async def test_a_minute_of_all_together_loses_nothing_and_puts_no_innocent_order
     killing = asyncio.ensure_future(kill_nodes(lab, dice, kills))
     killers = [order(f"killer {number}") for number in range(2)]
     for killer in killers:
+
         async def published():
-            return await asked(lab.js.publish("orders.created", killer, headers={"Nats-Msg-Id": killer.decode()}))
+            return await asked(
+                lab.js.publish("orders.created", killer, headers={"Nats-Msg-Id": killer.decode()})
+            )
+
         await lab.until(published, timeout=30)
         await full_disk(lab, consumers, dice.uniform(4, 8))
         dice.choice(consumers).consumer.kill()
@@ -812,6 +1053,7 @@ async def test_a_minute_of_all_together_loses_nothing_and_puts_no_innocent_order
 
     async def killers_are_dead():
         return set(await asked(dead(lab)) or ()) >= set(killers)
+
     await lab.until(killers_are_dead, timeout=90)
     await asyncio.sleep(max(0, begin + CHAOS - time.monotonic()))
     killing.cancel()
@@ -827,11 +1069,16 @@ async def test_a_minute_of_all_together_loses_nothing_and_puts_no_innocent_order
     await settled(lab)
     assert [await consumer.end() for consumer in consumers] == [0, 0]
     kept = [name for name in kept + await stored(lab) if not name.startswith("{")]
-    assert set(promised) <= set(kept) and len(kept) == len(set(kept)), "an order was lost, or stored twice"
+    assert set(promised) <= set(kept) and len(kept) == len(set(kept)), (
+        "an order was lost, or stored twice"
+    )
     assert set(await dead(lab)) == set(killers), "an innocent order was put aside"
     with contextlib.closing(sqlite3.connect(database(lab))) as db:
         amounts = dict(db.execute("SELECT id, amount FROM charges"))
     assert all(amounts[name] == int(name.rpartition("-")[2]) for name in promised)
     died = sum(consumer.codes.count(-signal.SIGKILL) for consumer in consumers)
-    print(f"{len(promised)} orders, {len(kills)} nodes and {died} workers killed, {len(killers)} orders in DEAD")
+    print(
+        f"{len(promised)} orders, {len(kills)} nodes and {died} workers killed, {len(killers)}"
+        " orders in DEAD"
+    )
     assert len(kills) >= 3 and died >= 6 and len(promised) > 100

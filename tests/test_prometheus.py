@@ -1,5 +1,7 @@
-"""A real Prometheus (Debian's package) scrapes what lesson 11 serves, and says what the broker says; the rules and the
-dashboard of the compose profile are read, and answered, by the same program."""
+"""A real Prometheus (Debian's package) scrapes what lesson 11 serves, and says what the broker
+says; the rules and the dashboard of the compose profile are read, and answered, by the same
+program."""
+
 import asyncio
 import json
 import re
@@ -41,7 +43,9 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
         workers.write("monitoring", f"{name}.py", body)
     await lab.js.add_stream(name="SHOP", subjects=["shop.*"])
     for name, more in {"packer": {}, "billing": {}, "shipping": {"max_ack_pending": 2}}.items():
-        await lab.js.add_consumer("SHOP", durable_name=name, filter_subject=f"shop.{name}", ack_policy="explicit", **more)
+        await lab.js.add_consumer(
+            "SHOP", durable_name=name, filter_subject=f"shop.{name}", ack_policy="explicit", **more
+        )
     await lab.settled("SHOP")
     log = Recorder()
     await lab.worker("processor.py", "processor", log, stream="SHOP", durable="packer")
@@ -49,8 +53,20 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
     await lab.until(lambda: log.count("serving") == 2, timeout=20)
     targets = [f"127.0.0.1:{event['port']}" for event in log.all("serving")]
     server = await prometheus(
-        lab, FAST + f"scrape_configs: [{{job_name: lesson, static_configs: [{{targets: {json.dumps(targets)}}}]}}]\n",
-        json.dumps({"groups": [{"name": "lesson", "rules": [{"alert": a, "expr": e} for a, e in rules().items()]}]}))
+        lab,
+        FAST + "scrape_configs: [{job_name: lesson, static_configs: [{targets:"
+        f" {json.dumps(targets)}}}]}}]\n",
+        json.dumps(
+            {
+                "groups": [
+                    {
+                        "name": "lesson",
+                        "rules": [{"alert": a, "expr": e} for a, e in rules().items()],
+                    }
+                ]
+            }
+        ),
+    )
     assert server, "the program prometheus is not installed"
 
     for _ in range(7):
@@ -65,55 +81,97 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
     async def agrees():
         for info in await lab.js.consumers_info("SHOP"):
             for fact in ("pending", "ack_pending", "waiting", "redelivered"):
-                if await value(server, f'lesson_consumer_{fact}{{consumer="{info.name}"}}') != getattr(info, f"num_{fact}"):
+                if await value(
+                    server, f'lesson_consumer_{fact}{{consumer="{info.name}"}}'
+                ) != getattr(info, f"num_{fact}"):
                     return False
-        return await value(server, "sum(up)") == 2 and await value(server, "lesson_messages_done_total") == 7
+        return (
+            await value(server, "sum(up)") == 2
+            and await value(server, "lesson_messages_done_total") == 7
+        )
+
     await lab.until(agrees, timeout=30)
     assert await value(server, 'lesson_consumer_pending{consumer="billing"}') == 5
     assert await value(server, 'lesson_consumer_ack_pending{consumer="shipping"}') == len(held) == 2
 
     async def acked():  # the worker does not wait for its acks
         return (await lab.js.consumer_info("SHOP", "packer")).ack_floor.consumer_seq == 7
+
     await lab.until(acked)
 
     async def firing():
-        return {(a["labels"]["alertname"], a["labels"]["consumer"]) for a in (await server.api("alerts"))["alerts"] if a["state"] == "firing"}
+        return {
+            (a["labels"]["alertname"], a["labels"]["consumer"])
+            for a in (await server.api("alerts"))["alerts"]
+            if a["state"] == "firing"
+        }
 
     async def both():
         return await firing() == {("NoWorker", "billing"), ("WorkerStuck", "shipping")}
+
     await lab.until(both, timeout=30)
 
 
 def test_promtool_finds_no_fault_in_what_compose_mounts():
-    done = subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yml"],
-                          capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        ["promtool", "check", "config", MONITORING / "prometheus.yml"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 0 and "6 rules found" in done.stdout, done.stdout + done.stderr
 
 
 def as_the_exporter_would(name, answers):
-    """/metrics of a node in the names and labels of the NATS exporter v0.20.1 (collector/jsz.go, healthz.go, collector.go):
-    a stand-in, since its image cannot be pulled here."""
+    """/metrics of a node in the names and labels of the NATS exporter v0.20.1 (collector/jsz.go,
+    healthz.go, collector.go): a stand-in, since its image cannot be pulled here."""
     varz, jsz, health = answers
     if not varz:  # the exporter lives on while its node is dead
         return f'gnatsd_healthz_status_value{{server_id="{name}",value="unreachable"}} 0\n'
     health = health or {"status": "unavailable"}  # it answers 503 then
-    lines = [f'gnatsd_healthz_status_value{{server_id="{name}",value="{health["status"]}"}} {int(health["status"] == "ok")}']
+    lines = [
+        f'gnatsd_healthz_status_value{{server_id="{name}",value="{health["status"]}"}}'
+        f" {int(health['status'] == 'ok')}"
+    ]
     assert "gnatsd_healthz_status_value" in HEALTHZ
-    for metric in set(flattened(varz)) & {"gnatsd_varz_connections", "gnatsd_varz_mem", "gnatsd_varz_slow_consumers",
-                                          "gnatsd_varz_in_msgs", "gnatsd_varz_out_msgs"}:
+    for metric in set(flattened(varz)) & {
+        "gnatsd_varz_connections",
+        "gnatsd_varz_mem",
+        "gnatsd_varz_slow_consumers",
+        "gnatsd_varz_in_msgs",
+        "gnatsd_varz_out_msgs",
+    }:
         lines.append(f'{metric}{{server_id="{name}"}} {varz[metric.removeprefix("gnatsd_varz_")]}')
-    lines += [f'jetstream_server_{key}{{server_name="{name}"}} {number}' for key, number in [
-        ("total_message_bytes", jsz["bytes"]), ("max_storage", jsz["config"]["max_storage"])]]
+    lines += [
+        f'jetstream_server_{key}{{server_name="{name}"}} {number}'
+        for key, number in [
+            ("total_message_bytes", jsz["bytes"]),
+            ("max_storage", jsz["config"]["max_storage"]),
+        ]
+    ]
     for account in jsz["account_details"]:
         for stream in account.get("stream_detail") or []:
-            labels = f'account="{account["name"]}",stream_name="{stream["name"]}",is_stream_leader="{word(stream, name)}"'
-            lines += [f"jetstream_stream_{key}{{{labels}}} {stream['state'][field]}"
-                      for key, field in [("total_messages", "messages"), ("last_seq", "last_seq")]]
+            labels = (
+                f'account="{account["name"]}",stream_name="{stream["name"]}",'
+                f'is_stream_leader="{word(stream, name)}"'
+            )
+            lines += [
+                f"jetstream_stream_{key}{{{labels}}} {stream['state'][field]}"
+                for key, field in [("total_messages", "messages"), ("last_seq", "last_seq")]
+            ]
             for consumer in stream.get("consumer_detail") or []:
-                own = f'{labels},consumer_name="{consumer["name"]}",is_consumer_leader="{word(consumer, name)}"'
-                lines += [f"jetstream_consumer_{key}{{{own}}} {consumer[key]}"
-                          for key in ("num_pending", "num_ack_pending", "num_waiting", "num_redelivered")]
-                lines.append(f"jetstream_consumer_ack_floor_stream_seq{{{own}}} {consumer['ack_floor']['stream_seq']}")
+                own = (
+                    f'{labels},consumer_name="{consumer["name"]}",'
+                    f'is_consumer_leader="{word(consumer, name)}"'
+                )
+                lines += [
+                    f"jetstream_consumer_{key}{{{own}}} {consumer[key]}"
+                    for key in ("num_pending", "num_ack_pending", "num_waiting", "num_redelivered")
+                ]
+                lines.append(
+                    f"jetstream_consumer_ack_floor_stream_seq{{{own}}}"
+                    f" {consumer['ack_floor']['stream_seq']}"
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +193,14 @@ async def stand_ins(lab):
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 async def ask():
-                    return [await node.varz(path, timeout=2) for path in
-                            ("varz", "jsz?consumers=true&config=true&raft=true", "healthz")]
-                text = as_the_exporter_would(node.name, asyncio.run_coroutine_threadsafe(ask(), loop).result(10))
+                    return [
+                        await node.ask(path, timeout=2)
+                        for path in ("varz", "jsz?consumers=true&config=true&raft=true", "healthz")
+                    ]
+
+                text = as_the_exporter_would(
+                    node.name, asyncio.run_coroutine_threadsafe(ask(), loop).result(10)
+                )
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
                 self.end_headers()
@@ -145,9 +208,11 @@ async def stand_ins(lab):
 
             def log_message(self, *_):
                 pass
+
         servers.append(Quiet(("127.0.0.1", 0), Handler))
         Thread(target=servers[-1].serve_forever, daemon=True).start()
         return f"127.0.0.1:{servers[-1].server_port}"
+
     yield [serve(node) for node in lab.cluster.nodes]
     for server in servers:
         server.shutdown()
@@ -164,36 +229,61 @@ async def test_every_panel_of_the_dashboard_is_answered_and_counts_once(lab, sta
     with pytest.raises(asyncio.TimeoutError):
         while True:
             [msg] = await sub.fetch(1, timeout=2)
-            await (msg.nak() if msg.data == b"1" else msg.ack_sync())  # nak twice, which is all it may have
+            await (
+                msg.nak() if msg.data == b"1" else msg.ack_sync()
+            )  # nak twice, which is all it may have
     for _ in range(3):
         await lab.js.publish("orders.new")
-    server = await prometheus(lab, FAST + f"scrape_configs: [{{job_name: nats, static_configs: [{{targets: {json.dumps(stand_ins)}}}]}}]\n")
+    server = await prometheus(
+        lab,
+        FAST + "scrape_configs: [{job_name: nats, static_configs: [{targets:"
+        f" {json.dumps(stand_ins)}}}]}}]\n",
+    )
     assert server, "the program prometheus is not installed"
 
     async def counted():  # and without the label of the leader, three times
-        sums = [await value(server, f"sum(jetstream_stream_total_messages{label})") for label in ('{is_stream_leader="true"}', "")]
+        sums = [
+            await value(server, f"sum(jetstream_stream_total_messages{label})")
+            for label in ('{is_stream_leader="true"}', "")
+        ]
         return sums == [13, 39]
+
     await lab.until(counted, timeout=30)
-    panels = {(panel["title"], target["expr"].replace("$account", ".*")) for panel in DASHBOARD["panels"] for target in panel["targets"]}
+    panels = {
+        (panel["title"], target["expr"].replace("$account", ".*"))
+        for panel in DASHBOARD["panels"]
+        for target in panel["targets"]
+    }
     for title, expression in panels:
+
         async def answered():
             return (await server.api("query", query=expression))["result"]
+
         assert await lab.until(answered, timeout=30), title  # a rate needs two scrapes
     info = await lab.js.consumer_info("ORDERS", "worker")
-    for title, wanted in {"Pending: not yet delivered": info.num_pending, "Ack pending: delivered, no answer yet": info.num_ack_pending,
-                          "Messages that were given up": 1, "Messages stored, counted once": 13, "Replicas behind their stream": 0}.items():
+    for title, wanted in {
+        "Pending: not yet delivered": info.num_pending,
+        "Ack pending: delivered, no answer yet": info.num_ack_pending,
+        "Messages that were given up": 1,
+        "Messages stored, counted once": 13,
+        "Replicas behind their stream": 0,
+    }.items():
         [expression] = [expression for name, expression in panels if name == title]
 
         async def so():
             return await value(server, expression) == wanted
+
         await lab.until(so, timeout=30)
     for _, expression in expressions():  # those of the alerts too
         await server.api("query", query=expression.replace("$account", ".*"))
-    assert {"consumer_name": "worker"}.items() <= (await server.api("query", query=dict(expressions())["GaveUp"]))["result"][0]["metric"].items()
+    assert {"consumer_name": "worker"}.items() <= (
+        await server.api("query", query=dict(expressions())["GaveUp"])
+    )["result"][0]["metric"].items()
 
 
 async def slow_client(lab):
-    """A client of n1 that does not read, while 100 MiB are sent to it: more than a server keeps for one (64 MiB)."""
+    """A client of n1 that does not read, while 100 MiB are sent to it: more than a server keeps for
+    one (64 MiB)."""
     login, node = lab.cluster.login(lab.topic), lab.node("n1")
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
     connect = json.dumps({"verbose": False, "user": login["user"], "pass": login["password"]})
@@ -208,16 +298,30 @@ async def slow_client(lab):
 
 
 async def watched(lab, stand_ins, keep):
-    """A Prometheus on the stand-ins, with the alerts of the compose profile; they fire at once, and for `keep` longer than true."""
-    targets = [{"targets": [address], "labels": {"node": node.name}} for address, node in zip(stand_ins, lab.cluster.nodes)]
-    alerts = re.sub(r"\bfor: \w+", "for: 0s", re.sub(r"keep_firing_for: \w+", f"keep_firing_for: {keep}", ALERTS))
-    server = await prometheus(lab, FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms") +
-                              f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n", alerts)
+    """A Prometheus on the stand-ins, with the alerts of the compose profile; they fire at once, and
+    for `keep` longer than true."""
+    targets = [
+        {"targets": [address], "labels": {"node": node.name}}
+        for address, node in zip(stand_ins, lab.cluster.nodes)
+    ]
+    alerts = re.sub(
+        r"\bfor: \w+",
+        "for: 0s",
+        re.sub(r"keep_firing_for: \w+", f"keep_firing_for: {keep}", ALERTS),
+    )
+    server = await prometheus(
+        lab,
+        FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms")
+        + f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n",
+        alerts,
+    )
     assert server, "the program prometheus is not installed"
     return server
 
 
-async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a_leader_says_so(lab, stand_ins):
+async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a_leader_says_so(
+    lab, stand_ins
+):
     await lab.js.add_stream(name="IDLE", subjects=["idle"], num_replicas=3)
     await lab.js.add_consumer("IDLE", durable_name="worker", ack_policy="explicit")
     await lab.settled("IDLE")
@@ -225,12 +329,22 @@ async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a
     server, seen = await watched(lab, stand_ins, keep="30s"), []
 
     async def look():
-        alerts = [alert["labels"] for alert in (await server.api("alerts"))["alerts"] if alert["state"] == "firing"]
-        seen.append([labels["stream_name"] for labels in alerts if labels["alertname"] == "NoWorker"])
+        alerts = [
+            alert["labels"]
+            for alert in (await server.api("alerts"))["alerts"]
+            if alert["state"] == "firing"
+        ]
+        seen.append(
+            [labels["stream_name"] for labels in alerts if labels["alertname"] == "NoWorker"]
+        )
 
     async def led_by():
         """The nodes that tell of the consumer as its leader, as Prometheus sees it."""
-        found = (await server.api("query", query='jetstream_consumer_num_pending{is_consumer_leader="true"}'))["result"]
+        found = (
+            await server.api(
+                "query", query='jetstream_consumer_num_pending{is_consumer_leader="true"}'
+            )
+        )["result"]
         return [series["metric"]["node"] for series in found]
 
     async def nobody():
@@ -238,6 +352,7 @@ async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a
 
     async def another():
         return await led_by() in (["n1"], ["n2"])
+
     await lab.js.publish("idle")
     async with regularly(look, every=0.1):
         await lab.until(lambda: seen[-1], timeout=30)
@@ -247,12 +362,17 @@ async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a
         await lab.until(another, timeout=30)
         await lab.faults.heal()
         await lab.until(another, timeout=30)
-    assert all(firing == ["IDLE"] for firing in seen[fired:]), f"it has cleared, or is another one: {seen[fired:]}"
-    await (await (await lab.js.pull_subscribe_bind("worker", "IDLE")).fetch(1, timeout=5))[0].ack_sync()
+    assert all(firing == ["IDLE"] for firing in seen[fired:]), (
+        f"it has cleared, or is another one: {seen[fired:]}"
+    )
+    await (await (await lab.js.pull_subscribe_bind("worker", "IDLE")).fetch(1, timeout=5))[
+        0
+    ].ack_sync()
 
     async def clear():
         await look()
         return seen[-1] == []
+
     await lab.until(clear, timeout=60)
 
 
@@ -266,13 +386,22 @@ async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, 
 
     async def fires(*wanted):
         """Waits until just these fire: (alert, its stream or node), …"""
+
         async def so():
-            labels = [a["labels"] for a in (await server.api("alerts"))["alerts"] if a["state"] == "firing"]
-            return {(found["alertname"], found.get("stream_name") or found["node"]) for found in labels} == set(wanted)
+            labels = [
+                a["labels"]
+                for a in (await server.api("alerts"))["alerts"]
+                if a["state"] == "firing"
+            ]
+            return {
+                (found["alertname"], found.get("stream_name") or found["node"]) for found in labels
+            } == set(wanted)
+
         await lab.until(so, timeout=60)
 
     async def scraped():
         return await value(server, "count(gnatsd_varz_slow_consumers)") == 3
+
     await lab.until(scraped, timeout=30)
     await fires()
     await js.publish("idle")
@@ -292,14 +421,21 @@ async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, 
     lost = await js.pull_subscribe_bind("worker", "LOST")
     with pytest.raises(asyncio.TimeoutError):
         while True:
-            await (await lost.fetch(1, timeout=2))[0].nak()  # twice is all it may have; the third request learns that
+            await (await lost.fetch(1, timeout=2))[
+                0
+            ].nak()  # twice is all it may have; the third request learns that
     await slow_client(lab)
     always = {("GaveUp", "LOST"), ("SlowConsumer", "n1")}  # these look back some minutes
     await fires(*always)
     await lab.faults.kill("n3")
     await fires(*always, ("NodeDown", "n3"))
     await lab.faults.kill("n2")
-    await fires(*always, ("NodeDown", "n2"), ("NodeDown", "n3"), ("NodeDown", "n1"),  # which misses its leaders
-                *(("StreamWithoutLeader", name) for name in ("IDLE", "STUCK", "LOST")))
+    await fires(
+        *always,
+        ("NodeDown", "n2"),
+        ("NodeDown", "n3"),
+        ("NodeDown", "n1"),  # which misses its leaders
+        *(("StreamWithoutLeader", name) for name in ("IDLE", "STUCK", "LOST")),
+    )
     await lab.faults.heal()
     await fires(*always)

@@ -1,4 +1,6 @@
-"""The sampler of a consumer's numbers and its pictures; and that a worker which ends by itself ends well, and at once."""
+"""The sampler of a consumer's numbers and its pictures; and that a worker which ends by itself ends
+well, and at once."""
+
 import signal
 
 import pytest
@@ -8,7 +10,7 @@ from labkit.pictures import consumers
 from labkit.processes import workers
 from labkit.wire import samplers
 
-IDLE = '''
+IDLE = """
 import asyncio, contextlib, signal
 
 async def work(nc, js, point):
@@ -21,7 +23,7 @@ async def work(nc, js, point):
     await point("idle")
     while not stop.is_set():
         await asyncio.sleep(0.05)
-'''
+"""
 
 
 @pytest.fixture
@@ -48,10 +50,17 @@ async def test_the_sampler_sees_every_number_that_lasts_and_the_last_one(lab):
         await sub.fetch(1, timeout=5)
         await lab.until(lambda: log.count("lag", redelivered=1))
     seen = log.all("lag")
-    assert (seen[0]["pending"], seen[-1]["pending"], seen[-1]["ack_pending"], seen[-1]["redelivered"]) == (0, 0, 3, 1)
+    assert (
+        seen[0]["pending"],
+        seen[-1]["pending"],
+        seen[-1]["ack_pending"],
+        seen[-1]["redelivered"],
+    ) == (0, 0, 3, 1)
 
 
-@pytest.mark.parametrize("how", ["signal", "word"])  # the word is what Windows gets in place of the signal
+@pytest.mark.parametrize(
+    "how", ["signal", "word"]
+)  # the word is what Windows gets in place of the signal
 async def test_a_worker_that_is_told_to_stop_ends_at_once_and_with_0(lab, how):
     log = Recorder()
     workers.write("checks", "idle.py", IDLE)
@@ -66,7 +75,11 @@ async def test_a_worker_that_is_told_to_stop_ends_at_once_and_with_0(lab, how):
 
 
 async def test_a_worker_without_a_handler_is_ended_by_the_word_too(lab):
-    workers.write("checks", "deaf.py", "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n")
+    workers.write(
+        "checks",
+        "deaf.py",
+        "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n",
+    )
     worker = await lab.worker("deaf.py", "deaf")
     worker._child.stdin.write(b"stop\n")
     worker._child.stdin.flush()
@@ -76,16 +89,24 @@ async def test_a_worker_without_a_handler_is_ended_by_the_word_too(lab):
 def samples():
     log = Recorder()
     log("change", text="A comes")["at"] = 0
-    log("lag", pending=3, ack_pending=0, waiting=0, redelivered=0)["at"] = .1
-    log("change", text="B comes")["at"] = .1
+    log("lag", pending=3, ack_pending=0, waiting=0, redelivered=0)["at"] = 0.1
+    log("change", text="B comes")["at"] = 0.1
     log("lag", pending=0, ack_pending=2, waiting=1, redelivered=1)["at"] = 2
     return log
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: consumers.lag(samples(), "t", "a"),
-    lambda: consumers.lag(Recorder(), "t", "a"),
-    lambda: consumers.shares({"one way": {"A": 3, "B": 0}, "another": {"A": 1, "B": 2}}, "t", "a", "jobs"),
-    lambda: consumers.spread({"rate": {"one": [1, 2, 4], "two": [3]}, "share": {"one": [0], "two": [0]}}, "t", "a")])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: consumers.lag(samples(), "t", "a"),
+        lambda: consumers.lag(Recorder(), "t", "a"),
+        lambda: consumers.shares(
+            {"one way": {"A": 3, "B": 0}, "another": {"A": 1, "B": 2}}, "t", "a", "jobs"
+        ),
+        lambda: consumers.spread(
+            {"rate": {"one": [1, 2, 4], "two": [3]}, "share": {"one": [0], "two": [0]}}, "t", "a"
+        ),
+    ],
+)
 def test_pictures_are_drawn_also_from_nothing(draw):
     assert draw().png == draw().png

@@ -19,17 +19,19 @@ LOGINS = {
 }
 CELLS = [
     "repeats = 1\nout = ''",
-    "from labkit import Lab\n"
-    "from labkit.experiments import sweeps\n"
-    "lab = await Lab.open('checks')\n"
-    "print(lab.cluster, lab.about, lab)\n"
-    "lab.cluster",
+    (
+        "from labkit import Lab\n"
+        "from labkit.experiments import sweeps\n"
+        "lab = await Lab.open('checks')\n"
+        "print(lab.cluster, lab.about, lab)\n"
+        "lab.cluster"
+    ),
     "print(lab.cluster.servers, lab.nc.connected_url, lab.nc.servers, lab.nc.discovered_servers)",
-    "async def trial(n):\n"
-    "    raise OSError(lab.nc.connected_url.netloc)\n"
-    "path = f'{out or \".\"}/rows.csv'\n"
-    "rows = await sweeps.sweep(trial, {'n': [1]}, repeats=repeats, path=path, about=lab.about)\n"
-    "rows.attrs",
+    (
+        "async def trial(n):\n    raise OSError(lab.nc.connected_url.netloc)\npath = f'{out or"
+        " \".\"}/rows.csv'\nrows = await sweeps.sweep(trial, {'n': [1]}, repeats=repeats,"
+        " path=path, about=lab.about)\nrows.attrs"
+    ),
     "await lab.close()",
 ]
 FAILS = """

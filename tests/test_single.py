@@ -1,10 +1,12 @@
-"""One plain nats-server beside the cluster: it answers when it is said to, ends with the lesson, and says why it does not start."""
+"""One plain nats-server beside the cluster: it answers when it is said to, ends with the lesson,
+and says why it does not start."""
+
 import nats
 import psutil
 import pytest
 
 from labkit import Lab, LabError
-from labkit.cluster.standalone import single
+from labkit.cluster.standalone import start_server
 
 
 @pytest.fixture
@@ -15,8 +17,10 @@ async def lab(shared):
 
 
 async def test_it_answers_stops_starts_and_ends_with_the_lesson(lab):
-    server = await single(lab, 'authorization { token: "s3cr3t" }')
-    client = await nats.connect(server.url, token="s3cr3t", reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+    server = await start_server(lab, 'authorization { token: "s3cr3t" }')
+    client = await nats.connect(
+        server.url, token="s3cr3t", reconnect_time_wait=0.05, max_reconnect_attempts=-1
+    )
     server.stop()
     await lab.until(lambda: not client.is_connected)
     await server.start()
@@ -28,7 +32,7 @@ async def test_it_answers_stops_starts_and_ends_with_the_lesson(lab):
 
 
 async def test_a_paused_one_stands_still_and_ends_with_the_lesson_all_the_same(lab):
-    server = await single(lab)
+    server = await start_server(lab)
     server.pause()
     assert not await server._answers()
     server.resume()
@@ -38,12 +42,14 @@ async def test_a_paused_one_stands_still_and_ends_with_the_lesson_all_the_same(l
     assert server.child.returncode is not None
 
 
-@pytest.mark.parametrize("config, words", [("jetstream {", "Unexpected EOF"), ("max_payload: lots", "server.conf")])
+@pytest.mark.parametrize(
+    "config, words", [("jetstream {", "Unexpected EOF"), ("max_payload: lots", "server.conf")]
+)
 async def test_a_configuration_that_is_refused_comes_with_the_servers_words(lab, config, words):
     with pytest.raises(LabError, match=words):
-        await single(lab, config)
+        await start_server(lab, config)
 
 
 async def test_two_live_side_by_side(lab):
-    one, two = await single(lab), await single(lab)
+    one, two = await start_server(lab), await start_server(lab)
     assert one.port != two.port and await one._answers() and await two._answers()

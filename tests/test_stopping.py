@@ -1,4 +1,6 @@
-"""However the lab is stopped, it ends what is its own and nothing else, and what is left is found and named."""
+"""However the lab is stopped, it ends what is its own and nothing else, and what is left is found
+and named."""
+
 import asyncio
 import json
 import os
@@ -17,24 +19,26 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from labkit import Lab, paths
-from labkit.cluster import nodes
+from labkit.cluster import lifecycle, nodes
 from labkit.system import launching, ports, reaper
-from labkit.cluster import lifecycle
 
 OPEN = """
 import asyncio, json, time
 from labkit import Lab
 from labkit.processes import workers
-from labkit.cluster.standalone import single
+from labkit.cluster.standalone import start_server
 from labkit.system import launching
 async def main():
     lab = await Lab.open("checks", private=True)
-    workers.write("checks", "waits.py", "import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(600)")
-    worker, server = await lab.worker("waits.py", "A"), await single(lab)
+    waits = "import asyncio\\nasync def work(nc, js, point): await asyncio.sleep(600)"
+    workers.write("checks", "waits.py", waits)
+    worker, server = await lab.worker("waits.py", "A"), await start_server(lab)
     await lab.faults.pause("n1")
-    pids = [node.pid for node in lab.cluster.nodes] + [lab.cluster.links.child.pid, worker.pid, server.child.pid]
+    pids = [node.pid for node in lab.cluster.nodes]
+    pids += [lab.cluster.route_proxies.child.pid, worker.pid, server.child.pid]
     held, = launching._held.values()
-    print(json.dumps({"pids": pids, "servers": pids[:3] + pids[-1:], "reaper": held.reaper.pid, "folder": str(held.folder)}), flush=True)
+    print(json.dumps({"pids": pids, "servers": pids[:3] + pids[-1:], "reaper": held.reaper.pid,
+                      "folder": str(held.folder)}), flush=True)
     time.sleep(600)
 asyncio.run(main())
 """
@@ -70,10 +74,14 @@ def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(ow
     for pid in (left["reaper"], kernel.pid):
         os.kill(pid, signal.SIGKILL)
     kernel.wait()
-    servers = left["servers"]  # the proxies and the worker end by themselves: they hear that the kernel is gone
+    servers = left[
+        "servers"
+    ]  # the proxies and the worker end by themselves: they hear that the kernel is gone
     wait_for(lambda: alive(left["pids"]) == servers)
     code, said = command("doctor")
-    assert code == 0 and f"left {len(servers)} process(es)" in said and "python -m labkit down" in said
+    assert (
+        code == 0 and f"left {len(servers)} process(es)" in said and "python -m labkit down" in said
+    )
     assert all(str(pid) in said for pid in servers)
     code, said = command("down")
     assert code == 0 and f"{len(servers)} that killed kernels had left" in said
@@ -86,7 +94,11 @@ def test_down_leaves_what_belongs_to_a_kernel_that_lives(own, python, command):
     kernel = python(OPEN)
     mine = told(kernel)
     code, said = command("down")
-    assert code == 1 and f"A lesson is open: checks (process {kernel.pid})" in said and "Or say --yes" in said
+    assert (
+        code == 1
+        and f"A lesson is open: checks (process {kernel.pid})" in said
+        and "Or say --yes" in said
+    )
     assert command("down", "--yes")[0] == 0
     assert alive(mine["pids"]) == mine["pids"]
     os.kill(kernel.pid, signal.SIGKILL)
@@ -97,11 +109,15 @@ def test_down_leaves_what_belongs_to_a_kernel_that_lives(own, python, command):
 @posix
 @pytest.mark.parametrize("answer, code", [("n\n", 1), ("y\n", 0)])
 def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
-    lesson = python("import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n    print('{}', flush=True)\n"
-                    "    await asyncio.sleep(600)\nasyncio.run(main())")
+    lesson = python(
+        "import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n "
+        "   print('{}', flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
+    )
     told(lesson)
     outer, inner = pytest.importorskip("pty").openpty()
-    asked = subprocess.Popen([sys.executable, "-m", "labkit", "down"], stdin=inner, stdout=inner, stderr=inner)
+    asked = subprocess.Popen(
+        [sys.executable, "-m", "labkit", "down"], stdin=inner, stdout=inner, stderr=inner
+    )
     os.close(inner)
     said = b""
     while b"Go on?" not in said:
@@ -114,8 +130,10 @@ def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
 
 
 def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, python, command):
-    lesson = python("import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n    print('{}', flush=True)\n"
-                    "    await asyncio.sleep(600)\nasyncio.run(main())")
+    lesson = python(
+        "import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n "
+        "   print('{}', flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
+    )
     told(lesson)
     code, said = command("reset")
     assert code == 1 and "checks (process" in said and "--yes" in said
@@ -125,8 +143,14 @@ def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, py
 
 def test_down_beside_up_leaves_one_state_or_the_other(own, command):
     for _ in range(3):
-        both = [subprocess.Popen([sys.executable, "-m", "labkit", verb], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-                for verb in ("up", "down")]
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-m", "labkit", verb],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for verb in ("up", "down")
+        ]
         said = [process.communicate(timeout=120)[0].decode() for process in both]
         assert [process.returncode for process in both] == [0, 0], said
         cluster = asyncio.run(lifecycle.find())
@@ -139,8 +163,12 @@ def test_down_beside_up_leaves_one_state_or_the_other(own, command):
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
 def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
     port = free_base()
-    lab = subprocess.Popen([sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    lab = subprocess.Popen(
+        [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         wait_until_it_answers(port, lab)
         lab.send_signal(getattr(signal, number))
@@ -160,16 +188,33 @@ async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
         client.nb.cells.append(nbformat.v4.new_code_cell(source))
         cell = await client.async_execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
         return "".join(output.get("text", "") for output in cell.outputs)
+
     async with client.async_setup_kernel():
-        await run("from labkit import Lab, clinic\nfrom labkit.cluster.standalone import single\nfrom labkit.processes.programs import program\nfrom labkit.system import launching, reaper\n"
-                  "lab = await Lab.open('troubleshooting_clinic', private=True)")
-        await run("server = await single(lab)\nlost = program(lab, 'producer.py', NATS_URL='nats://127.0.0.1:1')\n"
-                  "case = await clinic.open(lab, 'drill_gone_wrong')\nawait lab.until(lambda: case.processes)")
-        before = json.loads(await run("import json\nheld, = launching._held.values()\n"
-                                      "print(json.dumps(sorted(p.pid for p in reaper.owned(str(held.folder)))))"))
-        assert len(before) >= 3 + 1 + 2 + 1, "nodes and proxies, the server and the program, a node of the clinic"
+        await run(
+            "from labkit import Lab, clinic\n"
+            "from labkit.cluster.standalone import start_server\n"
+            "from labkit.processes import program\n"
+            "from labkit.system import launching, reaper\n"
+            "lab = await Lab.open('troubleshooting_clinic', private=True)"
+        )
+        await run(
+            "server = await start_server(lab)\nlost = program(lab, 'producer.py',"
+            " NATS_URL='nats://127.0.0.1:1')\ncase = await clinic.open(lab,"
+            " 'drill_gone_wrong')\nawait lab.until(lambda: case.processes)"
+        )
+        before = json.loads(
+            await run(
+                "import json\nheld, = launching._held.values()\n"
+                "print(json.dumps(sorted(p.pid for p in reaper.owned(str(held.folder)))))"
+            )
+        )
+        assert len(before) >= 3 + 1 + 2 + 1, (
+            "nodes and proxies, the server and the program, a node of the clinic"
+        )
         busy = tmp_path / "busy"
-        cell = asyncio.create_task(run(f"open({str(busy)!r}, 'w').close()\nimport time\ntime.sleep(60)"))
+        cell = asyncio.create_task(
+            run(f"open({str(busy)!r}, 'w').close()\nimport time\ntime.sleep(60)")
+        )
         while not busy.exists():
             await asyncio.sleep(0.01)
         kernel = client.km.provisioner.pid
@@ -183,15 +228,24 @@ async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
 
 
 async def test_a_clock_that_is_set_while_a_lab_is_open_changes_nothing(own, monkeypatch):
-    """The system counts a process's creation from the time of boot, which moves when the clock is set."""
+    """The system counts a process's creation from the time of boot, which moves when the clock is
+    set."""
     shared = await lifecycle.find_or_start()
     lab = await Lab.open("checks", private=True)
     created = psutil.Process.create_time
     for hours in (1, -1):
-        monkeypatch.setattr(psutil.Process, "create_time", lambda process, hours=hours: created(process) + hours * 3600)
-        assert [node.process().pid for node in lab.cluster.nodes] == [node.pid for node in lab.cluster.nodes]
+        monkeypatch.setattr(
+            psutil.Process,
+            "create_time",
+            lambda process, hours=hours: created(process) + hours * 3600,
+        )
+        assert [node.process().pid for node in lab.cluster.nodes] == [
+            node.pid for node in lab.cluster.nodes
+        ]
         assert set((await lab.nodes())["state"]) == {"up"}
-        assert [node.pid for node in (await lifecycle.find_or_start()).nodes] == [node.pid for node in shared.nodes]
+        assert [node.pid for node in (await lifecycle.find_or_start()).nodes] == [
+            node.pid for node in shared.nodes
+        ]
     pids = [node.pid for node in lab.cluster.nodes]
     await lab.close()
     assert alive(pids) == []
@@ -200,8 +254,10 @@ async def test_a_clock_that_is_set_while_a_lab_is_open_changes_nothing(own, monk
 @posix
 def test_nor_does_it_when_the_kernel_is_killed_after_the_clock_was_set(own, python, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, psutil\ncreated = psutil.Process.create_time\n"
-        "psutil.Process.create_time = lambda p: created(p) + 3600 * os.path.exists(os.environ['CLOCK'])\n", encoding="utf-8")
+        "import os, psutil\ncreated = psutil.Process.create_time\npsutil.Process.create_time ="
+        " lambda p: created(p) + 3600 * os.path.exists(os.environ['CLOCK'])\n",
+        encoding="utf-8",
+    )
     kernel = python(OPEN, PYTHONPATH=str(tmp_path), CLOCK=str(tmp_path / "set"))
     left = told(kernel)
     (tmp_path / "set").touch()
@@ -215,7 +271,11 @@ def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     mine = launching.launch([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        assert [process.pid for process in reaper.owned(str(folder)) if process.pid in (stranger.pid, mine.pid)] == [mine.pid]
+        assert [
+            process.pid
+            for process in reaper.owned(str(folder))
+            if process.pid in (stranger.pid, mine.pid)
+        ] == [mine.pid]
         assert launching.owner_of(psutil.Process(stranger.pid)) is None
         node = nodes.Node("n1", 1, 1, store=str(own / "run-x" / "n1"), pid=stranger.pid)
         assert node.process() is None
@@ -227,21 +287,60 @@ def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
 
 @posix
 def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
-    """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever home."""
+    """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever
+    home."""
     (tmp_path / "test_it.py").write_text(
-        "import asyncio, os, time\nfrom labkit.cluster import lifecycle\nfrom labkit.system import launching\ndef test(own):\n    asyncio.run(lifecycle.find_or_start())\n"
-        f"    open({str(tmp_path / 'kernel')!r}, 'w', encoding='utf-8').write(str(launching.own_folder()))\n"
-        f"    open({str(tmp_path / 'mark')!r}, 'w', encoding='utf-8').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n", encoding="utf-8")
-    (tmp_path / "conftest.py").write_text((paths.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "LABKIT_TESTS"))}
-    run = subprocess.Popen([sys.executable, "-m", "pytest", "-q", "-n", "2", "--rootdir", str(tmp_path), str(tmp_path)],
-                           cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
+        "import asyncio, os, time\nfrom labkit.cluster import lifecycle\nfrom labkit.system import"
+        " launching\ndef test(own):\n    asyncio.run(lifecycle.find_or_start())\n   "
+        f" open({str(tmp_path / 'kernel')!r}, 'w',"
+        " encoding='utf-8').write(str(launching.own_folder()))\n   "
+        f" open({str(tmp_path / 'mark')!r}, 'w',"
+        " encoding='utf-8').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "conftest.py").write_text(
+        (paths.PROJECT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTEST", "LABKIT_TESTS"))
+    }
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "2",
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
     try:
-        wait_for(lambda: (tmp_path / "mark").exists() and (tmp_path / "mark").read_text(encoding="utf-8"), timeout=90)
+        wait_for(
+            lambda: (
+                (tmp_path / "mark").exists() and (tmp_path / "mark").read_text(encoding="utf-8")
+            ),
+            timeout=90,
+        )
         mark = (tmp_path / "mark").read_text(encoding="utf-8")
-        assert [process.name() for process in reaper.owned(mark, "LABKIT_TESTS")].count("nats-server") == 3
+        assert [process.name() for process in reaper.owned(mark, "LABKIT_TESTS")].count(
+            "nats-server"
+        ) == 3
     finally:
         run.kill()
         run.wait()
     kernel = Path((tmp_path / "kernel").read_text(encoding="utf-8"))
-    wait_for(lambda: not reaper.owned(mark, "LABKIT_TESTS") and not Path(mark).exists() and not kernel.exists())
+    wait_for(
+        lambda: (
+            not reaper.owned(mark, "LABKIT_TESTS")
+            and not Path(mark).exists()
+            and not kernel.exists()
+        )
+    )

@@ -1,4 +1,6 @@
-"""Pictures of JetStream, the sampler behind one of them, and the wait for a stream that was just created."""
+"""Pictures of JetStream, the sampler behind one of them, and the wait for a stream that was just
+created."""
+
 import asyncio
 
 import pytest
@@ -34,36 +36,56 @@ async def test_the_sampler_sees_every_depth_that_lasts_and_the_last_one(lab):
 
 def deliveries():
     log = Recorder()
-    for at, event, msg, worker in [(0, "delivered", 1, "A"), (.4, "acked", 1, "A"), (.4, "delivered", 2, "A"),
-                                   (.7, "in progress", 2, "A"), (1.4, "expired", 2, "A"), (1.4, "delivered", 2, "B"),
-                                   (1.6, "nak", 2, "B"), (1.7, "delivered", 2, "B"), (1.9, "term", 2, "B"),
-                                   (1.8, "delivered", 3, "A")]:
+    for at, event, msg, worker in [
+        (0, "delivered", 1, "A"),
+        (0.4, "acked", 1, "A"),
+        (0.4, "delivered", 2, "A"),
+        (0.7, "in progress", 2, "A"),
+        (1.4, "expired", 2, "A"),
+        (1.4, "delivered", 2, "B"),
+        (1.6, "nak", 2, "B"),
+        (1.7, "delivered", 2, "B"),
+        (1.9, "term", 2, "B"),
+        (1.8, "delivered", 3, "A"),
+    ]:
         log(event, msg=msg, worker=worker)["at"] = at
     return log
 
 
 def depths():
     log = Recorder()
-    for event, fields in [("depth", {"messages": 3}), ("acked", {"text": "mail"}),
-                          ("removed", {"messages": 3}), ("depth", {"messages": 0})]:
+    for event, fields in [
+        ("depth", {"messages": 3}),
+        ("acked", {"text": "mail"}),
+        ("removed", {"messages": 3}),
+        ("depth", {"messages": 0}),
+    ]:
         log(event, stream="A", **fields)["at"] = len(log.events)
     return log
 
 
-@pytest.mark.parametrize("draw", [
-    lambda: streams.depths(depths(), ["A"], "t", "a"),
-    lambda: gantt.deliveries(deliveries(), "t", "a", notes=[(1.4, 2, "ran out")], marks=[(1.4, "ack wait over")]),
-    lambda: gantt.deliveries(Recorder(), "t", "a"),
-    lambda: streams.stream_log({3: "a", 4: "b"}, {"all": (4, 3), "idle": (0, 0)}, "t", "a"),
-    lambda: streams.stream_log({}, {}, "t", "a"),
-    lambda: streams.depths(Recorder(), ["A", "B"], "t", "a"),
-    lambda: streams.attempts(Recorder(), 1, "t", "a")])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: streams.depths(depths(), ["A"], "t", "a"),
+        lambda: gantt.deliveries(
+            deliveries(), "t", "a", notes=[(1.4, 2, "ran out")], marks=[(1.4, "ack wait over")]
+        ),
+        lambda: gantt.deliveries(Recorder(), "t", "a"),
+        lambda: streams.stream_log({3: "a", 4: "b"}, {"all": (4, 3), "idle": (0, 0)}, "t", "a"),
+        lambda: streams.stream_log({}, {}, "t", "a"),
+        lambda: streams.depths(Recorder(), ["A", "B"], "t", "a"),
+        lambda: streams.attempts(Recorder(), 1, "t", "a"),
+    ],
+)
 def test_pictures_are_drawn_also_from_nothing(draw):
     assert draw().png == draw().png
 
 
 async def test_a_probe_stores_nothing_takes_nothing_and_passes_a_full_stream(lab):
-    await lab.js.add_stream(name="FULL", subjects=["full.*.>"], retention="workqueue", max_msgs=1, discard="new")
+    await lab.js.add_stream(
+        name="FULL", subjects=["full.*.>"], retention="workqueue", max_msgs=1, discard="new"
+    )
     await lab.js.add_consumer("FULL", durable_name="worker", ack_policy="explicit")
     await lab.settled("FULL")
     await lab.js.publish("full.a.b", b"")
@@ -79,7 +101,9 @@ async def test_after_settling_no_node_answers_503(lab):
 
     async def create_and_use(number):
         name = f"S{number}"
-        await lab.js.add_stream(name=name, subjects=[f"s.{number}"], num_replicas=1 + 2 * (number % 2))
+        await lab.js.add_stream(
+            name=name, subjects=[f"s.{number}"], num_replicas=1 + 2 * (number % 2)
+        )
         await lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit")
         await lab.settled(name)
         for client in clients:
@@ -90,6 +114,7 @@ async def test_after_settling_no_node_answers_503(lab):
                     await message.ack_sync(timeout=5)
             except (NoStreamResponseError, ServiceUnavailableError) as error:
                 refused.append((name, error))
+
     for start in range(0, 36, 6):  # six at a time, as in a classroom
         await asyncio.gather(*(create_and_use(number) for number in range(start, start + 6)))
     assert not refused
@@ -103,6 +128,7 @@ async def test_settling_waits_until_the_stream_is_found_by_its_subject(lab, monk
         if len(asked) < 3:
             raise NotFoundError
         return await found(js, subject)
+
     monkeypatch.setattr(JetStreamManager, "find_stream_name_by_subject", found_the_third_time)
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
     await lab.settled("ORDERS")
@@ -120,5 +146,8 @@ async def test_a_leader_that_stays_silent_is_said(lab, monkeypatch):
 
     async def silent():
         raise NoStreamResponseError
-    with pytest.raises(LabError, match="The leader of stream ORDERS did not answer in time: NoStreamResponseError"):
+
+    with pytest.raises(
+        LabError, match="The leader of stream ORDERS did not answer in time: NoStreamResponseError"
+    ):
         await readiness.until_answered(silent, 0, "stream ORDERS")

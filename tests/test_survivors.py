@@ -1,5 +1,6 @@
-"""The workers that lesson 08 and an exercise of lesson 13 hand to a reader: nodes die under them, their consumer is deleted,
-their own work times out."""
+"""The workers that lesson 08 and an exercise of lesson 13 hand to a reader: nodes die under them,
+their consumer is deleted, their own work times out."""
+
 import asyncio
 import sys
 
@@ -10,13 +11,26 @@ from nats.errors import Error as NatsError
 from nats.js.errors import ServerError
 
 from labkit import LabError, notebooks
-from labkit.processes import workers
 from labkit.exercises import production_settings, run_source
+from labkit.processes import workers
 
-BOOK = {cell["id"]: cell.source for cell in nbformat.read(notebooks.FOLDER / "08_work_queues.ipynb", 4).cells}
-OPTIONS = {"packer": {"stream": "ORDERS", "batch": 6, "job": 0.03}, "steps": {"consumer": "workers"}, "goodbye": {}}
-WORK = {"packer": "asyncio.sleep(job)", "steps": 'asyncio.sleep(0.15 if "pack" in step else 0.03)', "goodbye": "asyncio.sleep(0.03)"}
-GOODBYE = production_settings.goodbye.source + """
+BOOK = {
+    cell["id"]: cell.source
+    for cell in nbformat.read(notebooks.FOLDER / "08_work_queues.ipynb", 4).cells
+}
+OPTIONS = {
+    "packer": {"stream": "ORDERS", "batch": 6, "job": 0.03},
+    "steps": {"consumer": "workers"},
+    "goodbye": {},
+}
+WORK = {
+    "packer": "asyncio.sleep(job)",
+    "steps": 'asyncio.sleep(0.15 if "pack" in step else 0.03)',
+    "goodbye": "asyncio.sleep(0.03)",
+}
+GOODBYE = (
+    production_settings.goodbye.source
+    + """
 
 from nats.js.errors import NotFoundError
 leave = work
@@ -31,6 +45,7 @@ async def work(nc, js, point):
         assert nc.is_closed
         raise
 """
+)
 LATE = """
 
 async def late(calls=[]):
@@ -42,8 +57,8 @@ every = pytest.mark.parametrize("name", OPTIONS)
 
 
 async def start(lab, name, late=False, messages=0, replicas=3, **config):
-    """The stream with so many messages, its consumer, and the worker as it stands in the notebook. late: its second piece of
-    work times out."""
+    """The stream with so many messages, its consumer, and the worker as it stands in the notebook.
+    late: its second piece of work times out."""
     for module in ("packer", "steps"):
         magic, _, body = BOOK[module].partition("\n")
         assert magic == f"%%worker {module}.py"
@@ -68,18 +83,23 @@ async def publish(lab, numbers):
 
 async def acked(lab, worker, number, timeout=60):
     """Waits until so many messages have been acked, and tells why if the worker ends instead."""
+
     async def so():
         if not worker.alive:
             pytest.fail(f"ended with {await worker.ended()}")  # or with the error that ended it
         try:
             return (await lab.js.consumer_info("ORDERS", "workers")).ack_floor.stream_seq >= number
-        except (NatsError, asyncio.TimeoutError):  # nobody leads now
+        except (TimeoutError, NatsError):  # nobody leads now
             return False
+
     await lab.until(so, timeout)
 
 
-# A worker's first node is n1: its own node dies too, or another one; or so many that nobody can lead until one is back.
-@pytest.mark.parametrize("dead", [["n1"], ["n3"], pytest.param(["n3", "n2"], marks=pytest.mark.soak)], ids="+".join)
+# A worker's first node is n1: its own node dies too, or another one; or so many that nobody can
+# lead until one is back.
+@pytest.mark.parametrize(
+    "dead", [["n1"], ["n3"], pytest.param(["n3", "n2"], marks=pytest.mark.soak)], ids="+".join
+)
 @every
 async def test_it_lives_through_the_death_of_its_consumers_leader(lab, name, dead):
     worker = await start(lab, name, ack_wait=2)
@@ -89,11 +109,13 @@ async def test_it_lives_through_the_death_of_its_consumers_leader(lab, name, dea
     for node in dead:
         await lab.faults.kill(node)
     if len(dead) > 1:
-        async def refused():  # by all that are left: that no quorum is there takes them a while to see
+        # by all that are left: that no quorum is there takes them a while to see
+        async def refused():
             try:
                 await lab.js.consumer_info("ORDERS", "workers")
-            except (NatsError, asyncio.TimeoutError) as error:
+            except (TimeoutError, NatsError) as error:
                 return getattr(error, "err_code", None) == 10008
+
         await lab.until(refused, timeout=60)
         await lab.faults.heal()
     await acked(lab, worker, 100)
@@ -103,7 +125,9 @@ async def test_it_lives_through_the_death_of_its_consumers_leader(lab, name, dea
     await acked(lab, worker, 110)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM is a kill: nobody is told that the node is gone")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="SIGTERM is a kill: nobody is told that the node is gone"
+)
 @every
 async def test_it_waits_while_the_only_node_of_its_stream_is_stopped(lab, name):
     worker = await start(lab, name, replicas=1)
@@ -114,8 +138,9 @@ async def test_it_waits_while_the_only_node_of_its_stream_is_stopped(lab, name):
             await lab.js.consumer_info("ORDERS", "workers")
         except ServerError as error:
             return error.err_code == 10119
-        except (NatsError, asyncio.TimeoutError):
+        except (TimeoutError, NatsError):
             return False
+
     await lab.until(offline, timeout=60)
     await lab.faults.heal()
     await lab.settled("ORDERS")
@@ -130,15 +155,24 @@ async def test_it_ends_by_itself_and_says_why_when_its_consumer_is_gone(calm, na
 
     async def asks():
         return (await calm.js.consumer_info("ORDERS", "workers")).num_waiting == 1
+
     await calm.until(asks)
-    await (calm.js.delete_consumer("ORDERS", "workers") if gone == "consumer" else calm.js.delete_stream("ORDERS"))
+    await (
+        calm.js.delete_consumer("ORDERS", "workers")
+        if gone == "consumer"
+        else calm.js.delete_stream("ORDERS")
+    )
     with pytest.raises(LabError) as told:
         await worker.ended()
-    assert "NotFoundError" in str(told.value).splitlines()[-1] and f"'{gone} not found'" in str(told.value)
+    assert "NotFoundError" in str(told.value).splitlines()[-1] and f"'{gone} not found'" in str(
+        told.value
+    )
 
 
 @every
-async def test_a_timeout_of_its_work_costs_one_message_a_second_delivery_and_the_others_nothing(calm, name):
+async def test_a_timeout_of_its_work_costs_one_message_a_second_delivery_and_the_others_nothing(
+    calm, name
+):
     worker = await start(calm, name, late=True, messages=6, ack_wait=600)
     await acked(calm, worker, 6, timeout=30)
     info = await calm.js.consumer_info("ORDERS", "workers")
@@ -149,7 +183,10 @@ async def test_a_connection_that_is_closed_for_good_ends_them(calm):
     await start(calm, "packer")
     take = (await run_source(BOOK["packer"].partition("\n")[2]))["take"]
     leave = (await run_source(production_settings.goodbye.source))["work"]
-    for ask in (lambda client, sub: take(sub, 5), lambda client, sub: leave(client, sub, asyncio.Event(), None)):
+    for ask in (
+        lambda client, sub: take(sub, 5),
+        lambda client, sub: leave(client, sub, asyncio.Event(), None),
+    ):
         client = await calm.connect()
         sub = await client.jetstream().pull_subscribe_bind("workers", "ORDERS")
         asking = asyncio.create_task(ask(client, sub))

@@ -1,8 +1,11 @@
-"""Nothing here works on one system alone without saying so: what only POSIX has is guarded, or has a counterpart.
+"""Nothing here works on one system alone without saying so: what only POSIX has is guarded, or has
+a counterpart.
 
-mypy knows what each system's Python lacks (os.fork, signal.SIGKILL, …) and reads `if sys.platform == "win32"`. A short
-list below names what it cannot know. Both look at labkit, the tests, the programs, and the cells of the notebooks.
+mypy knows what each system's Python lacks (os.fork, signal.SIGKILL, …) and reads `if sys.platform
+== "win32"`. A short list below names what it cannot know. Both look at labkit, the tests, the
+programs, and the cells of the notebooks.
 """
+
 import ast
 import os
 import re
@@ -26,11 +29,12 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FOLDERS = ["labkit", "tests", "notebooks"]
 
 
-# --- what is looked at ---------------------------------------------------------------------------------------------
+# --- what is looked at
+
 
 def sources(root):
-    """All Python of this checkout: {name: text}. The cells of a notebook are one text; one that is written to a file is
-    another."""
+    """All Python of this checkout: {name: text}. The cells of a notebook are one text; one that is
+    written to a file is another."""
     found = {}
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
@@ -48,7 +52,9 @@ def cells(path):
             continue
         magic = re.match(r"%%(?:worker|writefile)\s+(\S+)\n", cell.source)
         if magic:
-            found[f"notebooks/{path.stem}_{cell['id']}_{magic[1]}".replace("-", "_")] = cell.source[magic.end():]
+            found[f"notebooks/{path.stem}_{cell['id']}_{magic[1]}".replace("-", "_")] = cell.source[
+                magic.end() :
+            ]
         else:
             together.append(TransformerManager().transform_cell(cell.source))
     return {f"notebooks/lesson_{path.stem}.py": "\n".join(together), **found}
@@ -59,12 +65,15 @@ def code():
     return sources(paths.PROJECT)
 
 
-# --- what mypy knows -----------------------------------------------------------------------------------------------
+# --- what mypy knows
+
 
 def lacking(folder, code):
     """What a system lacks that others have, and that is used without a guard (list of texts).
 
-    Compared are the systems: what mypy says on all of them is about types, which nobody has written here."""
+    Compared are the systems: what mypy says on all of them is about types, which nobody has written
+        here.
+    """
     for name, text in code.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,35 +86,59 @@ def lacking(folder, code):
         for name, line, words in sorted(said[system] - everywhere):
             tree = ast.parse(code[name])
             if line not in skipped(tree, system):
-                found.append(f"{system}: {name}: {code[name].splitlines()[line - 1].strip()}: {words}")
+                found.append(
+                    f"{system}: {name}: {code[name].splitlines()[line - 1].strip()}: {words}"
+                )
     return found
 
 
 def unknown_names(folder, system):
     """What mypy does not find on this system: {(file, line, its words)}."""
-    options = ["--platform", system, "--follow-imports=skip", "--ignore-missing-imports", "--check-untyped-defs",
-               "--disable-error-code=top-level-await", "--explicit-package-bases", "--namespace-packages",
-               "--no-error-summary", "--hide-error-context",
-               f"--cache-dir={os.devnull}", f"--python-executable={sys.executable}"]
+    options = [
+        "--platform",
+        system,
+        "--follow-imports=skip",
+        "--ignore-missing-imports",
+        "--check-untyped-defs",
+        "--disable-error-code=top-level-await",
+        "--explicit-package-bases",
+        "--namespace-packages",
+        "--no-error-summary",
+        "--hide-error-context",
+        f"--cache-dir={os.devnull}",
+        f"--python-executable={sys.executable}",
+    ]
     strict = "PYTHONWARNDEFAULTENCODING", "PYTHONWARNINGS"  # see conftest.py; mypy is none of ours
     environment = {key: value for key, value in os.environ.items() if key not in strict}
-    done = subprocess.run([sys.executable, "-m", "mypy", *options, "."], cwd=folder, env=environment,
-                          capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "."],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.returncode in (0, 1) and not done.stderr, done.stdout + done.stderr
     lines = re.findall(r"^(.+?):(\d+): error: (.*)  \[attr-defined\]$", done.stdout, re.M)
     return {(Path(name).as_posix(), int(line), words) for name, line, words in lines}
 
 
 def skipped(tree, system):
-    """The lines that do not run on this system (set): tests that are skipped there, and functions that assert another."""
+    """The lines that do not run on this system (set): tests that are skipped there, and functions
+    that assert another."""
     marks = names_of(CONFTEST) | names_of(tree)
     of_all = getattr(marks.get("pytestmark"), "elts", [marks.get("pytestmark")])
     lines = set()
     for node in ast.walk(tree):
         if isinstance(node, FUNCTIONS):
-            own = [marks.get(getattr(mark, "id", ""), mark) for mark in [*node.decorator_list, *of_all]]
-            marked = [holds(mark.args[0], system) for mark in own if is_skip(mark) and asks(mark.args[0])]
-            asserts = [each.test for each in node.body if isinstance(each, ast.Assert) and asks(each.test)]
+            own = [
+                marks.get(getattr(mark, "id", ""), mark) for mark in [*node.decorator_list, *of_all]
+            ]
+            marked = [
+                holds(mark.args[0], system) for mark in own if is_skip(mark) and asks(mark.args[0])
+            ]
+            asserts = [
+                each.test for each in node.body if isinstance(each, ast.Assert) and asks(each.test)
+            ]
             if any(marked) or not all(holds(condition, system) for condition in asserts):
                 lines.update(range(node.body[0].lineno, node.end_lineno + 1))
     return lines
@@ -113,7 +146,11 @@ def skipped(tree, system):
 
 def names_of(tree):
     """{name: its value (ast node)} of what the module sets."""
-    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")]
+    assigned = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")
+    ]
     return {node.targets[0].id: node.value for node in assigned}
 
 
@@ -123,7 +160,12 @@ def is_skip(node):
 
 def holds(condition, system):
     """True if this condition (ast node) is true on this system."""
-    return bool(eval(ast.unparse(condition), {"os": os, "shutil": shutil, "sys": SimpleNamespace(platform=system)}))
+    return bool(
+        eval(
+            ast.unparse(condition),
+            {"os": os, "shutil": shutil, "sys": SimpleNamespace(platform=system)},
+        )
+    )
 
 
 def asks(condition):
@@ -139,30 +181,47 @@ def test_no_name_is_used_that_another_system_lacks(tmp_path, code):
 
 PLANTED = {
     "labkit/a.py": "import os\nos.fork()",
-    "tests/b.py": "import signal, pytest\n@pytest.mark.parametrize('number', [signal.SIGKILL])\ndef test(number): pass",
+    "tests/b.py": (
+        "import signal, pytest\n@pytest.mark.parametrize('number', [signal.SIGKILL])\ndef"
+        " test(number): pass"
+    ),
     "notebooks/c.py": "import sys, subprocess\ndef f():\n    return subprocess.CREATE_NO_WINDOW",
     "notebooks/d.py": "import os\nawait f(os.sched_getaffinity(0))",
 }
 GUARDED = {
     "labkit/a.py": "import os, sys\nif sys.platform != 'win32':\n    os.fork()",
-    "tests/b.py": "import signal, sys, pytest\nposix = pytest.mark.skipif(sys.platform == 'win32', reason='')\n"
-                  "@posix\ndef test():\n    signal.SIGKILL\n"
-                  "def of_the_test():\n    assert sys.platform == 'linux'\n    signal.SIGSTKFLT",
-    "notebooks/c.py": "import os\nif hasattr(os, 'sched_getaffinity'):\n    cores = len(os.sched_getaffinity(0))",
+    "tests/b.py": (
+        "import signal, sys, pytest\nposix = pytest.mark.skipif(sys.platform == 'win32',"
+        " reason='')\n@posix\ndef test():\n    signal.SIGKILL\ndef of_the_test():\n    assert"
+        " sys.platform == 'linux'\n    signal.SIGSTKFLT"
+    ),
+    "notebooks/c.py": (
+        "import os\nif hasattr(os, 'sched_getaffinity'):\n    cores = len(os.sched_getaffinity(0))"
+    ),
 }
 
 
 @pytest.mark.house
 def test_a_name_that_another_system_lacks_is_found(tmp_path):
     found = lacking(tmp_path, PLANTED)
-    for system, words in [("win32", "os.fork()"), ("win32", "[signal.SIGKILL]"), ("win32", "sched_getaffinity"),
-                          ("darwin", "sched_getaffinity"), ("darwin", "CREATE_NO_WINDOW"), ("linux", "CREATE_NO_WINDOW")]:
-        assert [text for text in found if text.startswith(system) and words in text], (system, words, found)
+    for system, words in [
+        ("win32", "os.fork()"),
+        ("win32", "[signal.SIGKILL]"),
+        ("win32", "sched_getaffinity"),
+        ("darwin", "sched_getaffinity"),
+        ("darwin", "CREATE_NO_WINDOW"),
+        ("linux", "CREATE_NO_WINDOW"),
+    ]:
+        assert [text for text in found if text.startswith(system) and words in text], (
+            system,
+            words,
+            found,
+        )
     assert len(found) == 6
     assert not lacking(tmp_path / "guarded", GUARDED)
 
 
-# --- what mypy cannot know -----------------------------------------------------------------------------------------
+# --- what mypy cannot know
 
 METHODS = {
     "terminate": "is a kill on Windows",
@@ -179,19 +238,47 @@ METHODS = {
     "rlimit": "is of Linux alone",
     "NamedTemporaryFile": "cannot be opened a second time on Windows",
 }
-WORDS = dict([  # not {…}: that is what is looked for
-    ("start_new_session", "is nothing on Windows: creationflags"),
-    ("preexec_fn", "is refused on Windows"),
-    ("pass_fds", "is refused on Windows"),
-    ("shell", "is another shell on Windows"),
-])
-PROGRAMS = {"sh", "bash", "env", "ps", "kill", "cat", "true", "sleep", "mount", "unshare", "setpriv", "ulimit", "lsof", "which"}
-MODULES = {"fcntl", "pty", "resource", "termios", "tty", "grp", "pwd", "syslog", "readline", "curses", "posix"}
+WORDS = dict(  # noqa: C408 (not {…}: that is what is looked for)
+    start_new_session="is nothing on Windows: creationflags",
+    preexec_fn="is refused on Windows",
+    pass_fds="is refused on Windows",
+    shell="is another shell on Windows",
+)
+PROGRAMS = {
+    "sh",
+    "bash",
+    "env",
+    "ps",
+    "kill",
+    "cat",
+    "true",
+    "sleep",
+    "mount",
+    "unshare",
+    "setpriv",
+    "ulimit",
+    "lsof",
+    "which",
+}
+MODULES = {
+    "fcntl",
+    "pty",
+    "resource",
+    "termios",
+    "tty",
+    "grp",
+    "pwd",
+    "syslog",
+    "readline",
+    "curses",
+    "posix",
+}
 PLACE = re.compile(r"/(tmp|proc|dev|bin|usr|var|sys|home|opt|root|run)(/|$)")
 
 
 def doubtful(code):
-    """What works on POSIX alone, or differently on Windows, where nobody asks for sys.platform (list of texts)."""
+    """What works on POSIX alone, or differently on Windows, where nobody asks for sys.platform
+    (list of texts)."""
     found = []
     for name, text in code.items():
         tree = ast.parse(text)
@@ -204,7 +291,8 @@ def doubtful(code):
 
 
 def asks_for_the_system(tree):
-    """The lines of functions, and of the module's own statements, that ask for the system, or for a program (set)."""
+    """The lines of functions, and of the module's own statements, that ask for the system, or for a
+    program (set)."""
     functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     statements = [node for node in tree.body if not isinstance(node, (*FUNCTIONS, ast.ClassDef))]
     lines = set()
@@ -223,7 +311,11 @@ def doubts(node):
     if isinstance(node, ast.Constant) and isinstance(node.value, str) and PLACE.match(node.value):
         return ["is no place of Windows"]
     if isinstance(node, (ast.Import, ast.ImportFrom)):
-        names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        names = (
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
         return [f"{name} is no module of Windows" for name in names if name in MODULES]
     if isinstance(node, ast.Dict):
         keys = [getattr(key, "value", None) for key in node.keys]
@@ -233,7 +325,10 @@ def doubts(node):
 
 def program(node):
     """The first word of the command that this call starts (ast node), or None."""
-    if not re.search(r"\b(run|Popen|call|check_call|check_output|launch)$", ast.unparse(node.func)) or not node.args:
+    if (
+        not re.search(r"\b(run|Popen|call|check_call|check_output|launch)$", ast.unparse(node.func))
+        or not node.args
+    ):
         return None
     return next(iter(getattr(node.args[0], "elts", [])), None)
 
@@ -292,29 +387,52 @@ def test_each_of_these_is_found():
 
 
 def test_no_path_stands_in_a_servers_configuration_as_json(code):
-    """JSON says \\u00f6 for an ö, and nats-server reads no such thing: nodes.quoted() is what it reads."""
+    """JSON says \\u00f6 for an ö, and nats-server reads no such thing: nodes.quoted() is what it
+    reads."""
     odd = re.compile(r"(store_dir|\w+_file):? *\{? *json")
-    found = [f"{name}: {line.strip()}" for name, text in code.items() for line in text.splitlines() if odd.search(line)]
+    found = [
+        f"{name}: {line.strip()}"
+        for name, text in code.items()
+        for line in text.splitlines()
+        if odd.search(line)
+    ]
     assert not found, "\n".join(found)
     assert odd.search("cert_file: " + "{json.dumps(pem)}")
 
 
-# --- line ends -----------------------------------------------------------------------------------------------------
+# --- line ends
+
 
 def test_what_labkit_writes_has_the_same_line_ends_everywhere(code):
-    """Path.write_text and open(…, "w") make CRLF of each LF on Windows, unless they are told newline."""
-    found = [words for name, text in code.items() if name.startswith("labkit/") for words in loose_ends(name, text)]
+    """Path.write_text and open(…, "w") make CRLF of each LF on Windows, unless they are told
+    newline."""
+    found = [
+        words
+        for name, text in code.items()
+        if name.startswith("labkit/")
+        for words in loose_ends(name, text)
+    ]
     assert not found, "\n".join(found)
     loose = ["path.write_text('a')", "open(path, 'w')", "open(path, mode='a')", "path.open('w')"]
-    right = ["open(path, 'wb')", "open(path)", "path.write_text('a', newline='')", "open(path, 'w', newline='')"]
+    right = [
+        "open(path, 'wb')",
+        "open(path)",
+        "path.write_text('a', newline='')",
+        "open(path, 'w', newline='')",
+    ]
     assert loose_ends("a.py", "\n".join(loose + right)) == [f"a.py: {line}" for line in loose]
 
 
 def loose_ends(name, text):
-    """The places in this source that write text and leave the line ends to the system (list of texts)."""
+    """The places in this source that write text and leave the line ends to the system (list of
+    texts)."""
     found = []
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and writes_text(node) and "newline" not in [each.arg for each in node.keywords]:
+        if (
+            isinstance(node, ast.Call)
+            and writes_text(node)
+            and "newline" not in [each.arg for each in node.keywords]
+        ):
             found.append(f"{name}: {text.splitlines()[node.lineno - 1].strip()}")
     return found
 
@@ -324,8 +442,14 @@ def writes_text(node):
     if called.endswith(".write_text"):
         return True
     modes = [keyword.value for keyword in node.keywords if keyword.arg == "mode"] + node.args[:2]
-    words = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
-    return called.split(".")[-1] == "open" and any(re.fullmatch("[wax]t?[+]?", word) for word in words)
+    words = [
+        mode.value
+        for mode in modes
+        if isinstance(mode, ast.Constant) and isinstance(mode.value, str)
+    ]
+    return called.split(".")[-1] == "open" and any(
+        re.fullmatch("[wax]t?[+]?", word) for word in words
+    )
 
 
 def has_text(content):
@@ -338,13 +462,16 @@ def test_a_clone_on_windows_has_the_line_ends_of_the_others(tmp_path):
     git = ["git", "-c", "user.name=me", "-c", "user.email=me@here", "-c", "core.autocrlf=true"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run([*git, *command], cwd=origin, check=True, capture_output=True)
-    subprocess.run([*git, "clone", "-q", str(origin), str(tmp_path / "clone")], check=True, capture_output=True)
+    subprocess.run(
+        [*git, "clone", "-q", str(origin), str(tmp_path / "clone")], check=True, capture_output=True
+    )
     for path in tracked():
         assert (tmp_path / "clone" / path).read_bytes() == (paths.PROJECT / path).read_bytes(), path
 
 
 def test_a_folder_in_which_all_line_ends_are_those_of_windows_works(own, tmp_path, labkit):
-    """Where .gitattributes did not help: a ZIP, a copy, an editor. The folder has an odd name, and lies as deep as may be."""
+    """Where .gitattributes did not help: a ZIP, a copy, an editor. The folder has an odd name, and
+    lies as deep as may be."""
     deep = [] if sys.platform == "win32" else ["d" * 120, "e" * 110]
     copy = tmp_path.joinpath(*deep, "Größe #1, 100% it's C")
     for path in tracked():
@@ -356,8 +483,11 @@ def test_a_folder_in_which_all_line_ends_are_those_of_windows_works(own, tmp_pat
 
     def run(*arguments):
         return labkit(*arguments, cwd=copy, PYTHONPATH=path)
+
     code, said = run("doctor")
-    assert "Packages as pinned" in said and f"Notebooks use the labkit of this folder: {copy}" in said, said
+    assert (
+        "Packages as pinned" in said and f"Notebooks use the labkit of this folder: {copy}" in said
+    ), said
     code, said = run("up")
     assert code == 0, said
     before = (copy / "notebooks" / "00_start_here.ipynb").read_bytes()

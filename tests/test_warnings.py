@@ -1,14 +1,20 @@
-"""What Python is about to take away is an error where our code uses it: in pytest, and in the processes of the tests."""
+"""What Python is about to take away is an error where our code uses it: in pytest, and in the
+processes of the tests."""
+
 import warnings
 
 import pytest
 
 KINDS = [DeprecationWarning, PendingDeprecationWarning, EncodingWarning]
-WARNS = "import warnings\nwarnings.warn_explicit('going away', {kind}, 'a.py', 1, module={module!r})\n"
+WARNS = (
+    "import warnings\nwarnings.warn_explicit('going away', {kind}, 'a.py', 1, module={module!r})\n"
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("module", ["labkit", "labkit.lab", "labkit.clinic.shop", "test_lab", "conftest"])
+@pytest.mark.parametrize(
+    "module", ["labkit", "labkit.lab", "labkit.clinic.shop", "test_lab", "conftest"]
+)
 def test_our_warning_is_an_error_in_pytest(kind, module):
     with pytest.raises(kind):
         warnings.warn_explicit("going away", kind, "a.py", 1, module=module)

@@ -1,4 +1,6 @@
-"""Workers as processes: what they report, how they die, what they say when they cannot; and that none outlives a kernel."""
+"""Workers as processes: what they report, how they die, what they say when they cannot; and that
+none outlives a kernel."""
+
 import asyncio
 import contextlib
 import json
@@ -14,7 +16,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from labkit import Lab, LabError, notebooks, Recorder
+from labkit import Lab, LabError, Recorder, notebooks
 from labkit.processes import workers
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
@@ -43,9 +45,18 @@ async def test_a_worker_reports_its_points_on_the_axis_of_the_notebook_and_ends(
     log = Recorder()
     log("begin")
     a = await lab.worker(write(lab, COUNTS), "A", log, most=3, colour="red")
-    assert await a.ended() == 0 == a.returncode and not a.alive and repr(a) == "<Worker A: ended (0)>"
+    assert (
+        await a.ended() == 0 == a.returncode and not a.alive and repr(a) == "<Worker A: ended (0)>"
+    )
     log("end")
-    assert [e["event"] for e in log.events] == ["begin", "ready", "counted", "counted", "counted", "end"]
+    assert [e["event"] for e in log.events] == [
+        "begin",
+        "ready",
+        "counted",
+        "counted",
+        "counted",
+        "end",
+    ]
     assert [e["number"] for e in log.all("counted", worker="A", colour="red")] == [0, 1, 2]
     assert [e["at"] for e in log.events] == sorted(e["at"] for e in log.events)
 
@@ -62,16 +73,25 @@ async def test_what_it_had_not_sent_dies_with_it(lab):
     left = {}
     for ack in ("ack", "ack_sync"):
         await lab.js.add_stream(name=ack.upper(), subjects=[ack])
-        await lab.js.add_consumer(ack.upper(), durable_name="worker", ack_policy="explicit", ack_wait=30)
+        await lab.js.add_consumer(
+            ack.upper(), durable_name="worker", ack_policy="explicit", ack_wait=30
+        )
         await lab.settled(ack.upper())
         await lab.js.publish(ack, b"")
-        a = await lab.worker(write(lab, f"""
+        a = await lab.worker(
+            write(
+                lab,
+                f"""
 async def work(nc, js, point):
     sub = await js.pull_subscribe_bind("worker", "{ack.upper()}")
     msg, = await sub.fetch(1, timeout=5)
     await msg.{ack}()
     await point("acked")
-"""), "A", kill_at="acked")
+""",
+            ),
+            "A",
+            kill_at="acked",
+        )
         await a.ended()
         left[ack] = (await lab.js.consumer_info(ack.upper(), "worker")).num_ack_pending
     assert left == {"ack": 1, "ack_sync": 0}
@@ -89,8 +109,11 @@ async def test_it_stands_still_at_a_named_point_until_it_is_resumed(lab):
 
 
 @posix
-async def test_where_python_is_started_by_a_launcher_the_worker_itself_is_paused(lab, monkeypatch, tmp_path):
-    """On Windows the python.exe of an environment is a small program that starts another one, and waits for it."""
+async def test_where_python_is_started_by_a_launcher_the_worker_itself_is_paused(
+    lab, monkeypatch, tmp_path
+):
+    """On Windows the python.exe of an environment is a small program that starts another one, and
+    waits for it."""
     launcher = tmp_path / "python"
     launcher.write_text(f"#!/bin/sh\n'{sys.executable}' \"$@\"\nexit $?\n", encoding="utf-8")
     launcher.chmod(0o755)
@@ -126,15 +149,21 @@ async def test_kill_stop_pause(lab):
 
 
 async def test_an_exception_in_work_is_heard_where_somebody_waits_for_it(lab):
-    a = await lab.worker(write(lab, "async def work(nc, js, point):\n    await point('here')\n    1 / 0\n"), "A")
-    with pytest.raises(LabError, match="(?s)Worker A ended with an error:.*one.py.*line 3.*ZeroDivisionError"):
+    a = await lab.worker(
+        write(lab, "async def work(nc, js, point):\n    await point('here')\n    1 / 0\n"), "A"
+    )
+    with pytest.raises(
+        LabError, match="(?s)Worker A ended with an error:.*one.py.*line 3.*ZeroDivisionError"
+    ):
         await a.ended()
     assert a.returncode == 1
     await lab.close()  # it was heard
 
 
 async def test_or_else_when_the_lesson_ends(lab, capsys):
-    a = await lab.worker(write(lab, "async def work(nc, js, point):\n    await point('here')\n    1 / 0\n"), "A")
+    a = await lab.worker(
+        write(lab, "async def work(nc, js, point):\n    await point('here')\n    1 / 0\n"), "A"
+    )
     await lab.until(lambda: not a.alive)
     with pytest.raises(LabError, match="(?s)Worker A ended with an error:.*ZeroDivisionError"):
         await lab.close()
@@ -143,25 +172,40 @@ async def test_or_else_when_the_lesson_ends(lab, capsys):
 async def test_and_also_when_no_server_answers_any_more(lab, monkeypatch):
     async def flush(*_):
         raise nats.errors.FlushTimeoutError
-    a, _ = [await lab.worker(write(lab, source, name), name[0]) for source, name in [
-        ("async def work(nc, js, point):\n    await point('here')\n    1 / 0\n", "one.py"), (WAITS, "two.py")]]
+
+    a, _ = [
+        await lab.worker(write(lab, source, name), name[0])
+        for source, name in [
+            ("async def work(nc, js, point):\n    await point('here')\n    1 / 0\n", "one.py"),
+            (WAITS, "two.py"),
+        ]
+    ]
     await lab.until(lambda: a._said[-1]["event"] == "failed")
     monkeypatch.setattr(lab.nc, "flush", flush)
-    error, = await workers.end_all(lab.workers)
+    (error,) = await workers.end_all(lab.workers)
     assert "ZeroDivisionError" in str(error)
 
 
-@pytest.mark.parametrize("source, words", [
-    ("import no_such_module\n" + WAITS, "No module named 'no_such_module'"),
-    ("import time\ntime.sleep(60)\n" + WAITS, "did not get ready in 1 s. It said: nothing"),
-    ("import os, sys\nprint('I cannot', file=sys.stderr)\nos._exit(3)\n" + WAITS, r"ended \(3\) before it was ready. It said: I cannot")])
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("import no_such_module\n" + WAITS, "No module named 'no_such_module'"),
+        ("import time\ntime.sleep(60)\n" + WAITS, "did not get ready in 1 s. It said: nothing"),
+        (
+            "import os, sys\nprint('I cannot', file=sys.stderr)\nos._exit(3)\n" + WAITS,
+            r"ended \(3\) before it was ready. It said: I cannot",
+        ),
+    ],
+)
 async def test_a_worker_that_does_not_get_ready_says_why(lab, source, words):
     with pytest.raises(LabError, match=words):
         await lab.worker(write(lab, source), "A", timeout=1 if "ready in 1 s" in words else 10)
     assert not any(worker.alive for worker in lab.workers)
 
 
-@pytest.mark.parametrize("name", ["", "charge", "charge.txt", "../charge.py", "/charge.py", "a-b.py", "a b.py", ".py"])
+@pytest.mark.parametrize(
+    "name", ["", "charge", "charge.txt", "../charge.py", "/charge.py", "a-b.py", "a b.py", ".py"]
+)
 def test_a_file_has_a_plain_name(shared, name):
     with pytest.raises(LabError, match="wanted: a plain name such as charge.py"):
         workers.write("checks", name, WAITS)
@@ -169,12 +213,21 @@ def test_a_file_has_a_plain_name(shared, name):
 
 @posix
 def test_a_file_name_that_this_system_cannot_write_is_said(shared, python):
-    said, _ = python("from labkit.processes import workers\nworkers.write('checks', 'w\\xf6rker.py', '')",
-                     LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0").communicate(timeout=60)
-    assert "LabError: Files of this system have names in ascii" in said and "wanted: a plain name" in said.lower(), said
+    said, _ = python(
+        "from labkit.processes import workers\nworkers.write('checks', 'w\\xf6rker.py', '')",
+        LC_ALL="C",
+        PYTHONCOERCECLOCALE="0",
+        PYTHONUTF8="0",
+    ).communicate(timeout=60)
+    assert (
+        "LabError: Files of this system have names in ascii" in said
+        and "wanted: a plain name" in said.lower()
+    ), said
 
 
-@pytest.mark.parametrize("source", ["", "def work(nc, js, point): pass", "async def works(nc, js, point): pass"])
+@pytest.mark.parametrize(
+    "source", ["", "def work(nc, js, point): pass", "async def works(nc, js, point): pass"]
+)
 async def test_a_worker_has_a_coroutine_function_work(lab, source):
     with pytest.raises(LabError, match="has no coroutine function `work`"):
         await lab.worker(write(lab, source), "A")
@@ -198,7 +251,9 @@ async def test_no_such_file(lab):
 
 async def test_two_of_one_name(lab):
     a = await lab.worker(write(lab, WAITS), "A")
-    with pytest.raises(LabError, match="A worker 'A' is running.* for worker in lab.workers: worker.kill"):
+    with pytest.raises(
+        LabError, match="A worker 'A' is running.* for worker in lab.workers: worker.kill"
+    ):
         await lab.worker("one.py", "A")
     for worker in lab.workers:
         worker.kill()
@@ -207,17 +262,21 @@ async def test_two_of_one_name(lab):
 
 
 async def test_any_name_will_do(lab):
-    assert (await lab.worker(write(lab, WAITS), "a/b: é \"x\"")).alive
+    assert (await lab.worker(write(lab, WAITS), 'a/b: é "x"')).alive
 
 
 async def test_modules_of_a_lesson_import_each_other_and_not_what_lies_beside_the_runner(lab):
     log = Recorder()
     write(lab, "VALUE = 7\nasync def work(nc, js, point): pass\n", "first.py")
-    write(lab, """
+    write(
+        lab,
+        """
 import first, sys
 async def work(nc, js, point):
     await point("here", value=first.VALUE, path=sys.path)
-""", "second.py")
+""",
+        "second.py",
+    )
     await (await lab.worker("second.py", "A", log)).ended()
     here = log.last("here")
     assert here["value"] == 7 and os.path.dirname(workers.__file__) not in here["path"]
@@ -238,7 +297,8 @@ from labkit.valkey import valkey
 async def main():
     lab = await Lab.open("effects_once")
     workers.write("effects_once", "waits.py", %r)
-    a, b, c = [await lab.worker("waits.py", name, pause_at=place) for name, place in [("A", None), ("B", "ready"), ("C", None)]]
+    places = [("A", None), ("B", "ready"), ("C", None)]
+    a, b, c = [await lab.worker("waits.py", name, pause_at=place) for name, place in places]
     c.pause()
     held, = launching._held.values()
     pids, folders = [a.pid, b.pid, c.pid, held.reaper.pid], [str(lab.scratch)]
@@ -268,7 +328,10 @@ def gone(told):
     """Waits until these processes and folders are."""
     end = time.monotonic() + 15
     while running(told["pids"]) or any(map(os.path.exists, told["folders"])):
-        assert time.monotonic() < end, (running(told["pids"]), [*filter(os.path.exists, told["folders"])])
+        assert time.monotonic() < end, (
+            running(told["pids"]),
+            [*filter(os.path.exists, told["folders"])],
+        )
         time.sleep(0.02)
 
 
@@ -288,8 +351,11 @@ def test_nothing_outlives_a_kernel_that_is_killed(shared, python, in_the_middle_
 @posix
 def test_nor_one_whose_whole_process_group_is_killed(shared, python, monkeypatch):
     import subprocess
+
     popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: popen(*a, **{**k, "start_new_session": True}))
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: popen(*a, **{**k, "start_new_session": True})
+    )
     kernel = python(KERNEL % (WAITS, "time.sleep(60)"))
     monkeypatch.undo()
     told = next(json.loads(line) for line in kernel.stdout if line.startswith("{"))
@@ -320,7 +386,8 @@ if url:
 
 @contextlib.asynccontextmanager
 async def jupyter():
-    """A Jupyter kernel that has run lesson 07 as far as its first worker: (client, run a cell's source, what it started)."""
+    """A Jupyter kernel that has run lesson 07 as far as its first worker: (client, run a cell's
+    source, what it started)."""
     book = nbformat.read(notebooks.FOLDER / "07_effects_once.ipynb", 4)
     lesson = {cell["id"]: cell.source for cell in book.cells}
     client = NotebookClient(nbformat.v4.new_notebook(), timeout=60, kernel_name="python3")
@@ -329,18 +396,27 @@ async def jupyter():
         client.nb.cells.append(nbformat.v4.new_code_cell(source))
         cell = await client.async_execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
         return "".join(output.get("text", "") for output in cell.outputs)
+
     async with client.async_setup_kernel():
         for name in ("setup", "shop-tools", "shop-looks", "worker-shop"):
             await run(lesson[name])
-        yield client, run, json.loads(await run("import sys\nfrom labkit.system import launching\n" + BEGIN))
+        yield (
+            client,
+            run,
+            json.loads(await run("import sys\nfrom labkit.system import launching\n" + BEGIN)),
+        )
 
 
 @posix
-async def test_the_stop_button_interrupts_the_cell_and_ends_no_worker_and_no_valkey(shared, tmp_path):
+async def test_the_stop_button_interrupts_the_cell_and_ends_no_worker_and_no_valkey(
+    shared, tmp_path
+):
     async with jupyter() as (client, run, told):
         for number in range(5):  # the kernel's event loop must wake up for each
             busy = tmp_path / f"busy{number}"
-            cell = asyncio.create_task(run(f"open({str(busy)!r}, 'wb').close()\nawait asyncio.sleep(60)"))
+            cell = asyncio.create_task(
+                run(f"open({str(busy)!r}, 'wb').close()\nawait asyncio.sleep(60)")
+            )
             while not busy.exists():
                 await asyncio.sleep(0.01)
             await client.km.interrupt_kernel()  # SIGINT to the kernel's process group

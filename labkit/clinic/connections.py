@@ -1,28 +1,44 @@
 """Cases in which a program does not reach whom it wants to reach."""
+
 import asyncio
 
 from nats.errors import NoRespondersError
 
-from labkit.system import ports
-from labkit.cluster.connection import close_client
 from labkit.clinic.case import Case, Unwell
 from labkit.clinic.shop import Shop
+from labkit.cluster.connection import close_client
+from labkit.system import ports
 
 
 class new_password(Shop):
     cause = "wrong credentials"
-    report = ("After the passwords were changed on Monday the shop takes no orders. It logs connection errors; the "
-              "servers are up, "
-              "and billing works.")
-    hints = ["The log of the shop says who refused it, and why. The server is there: it answered.",
-             "Authorization Violation: user and password of case.settings against the accounts of the server's "
-             "configuration.",
-             "labkit/cluster/nats.conf has the password. A client without a user gets in too, and lands in the account of "
-             "no_auth_user."]
+    report = (
+        "After the passwords were changed on Monday the shop takes no orders. It logs connection"
+        " errors; the servers are up, and billing works."
+    )
+    hints = [
+        "The log of the shop says who refused it, and why. The server is there: it answered.",
+        (
+            "Authorization Violation: user and password of case.settings against the accounts of"
+            " the server's configuration."
+        ),
+        (
+            "labkit/cluster/nats.conf has the password. A client without a user gets in too, and"
+            " lands in the account of no_auth_user."
+        ),
+    ]
     repair = """
         await case.redeploy(user=lab.topic, password="lab")"""
-    wrong = {"another server": ('await case.redeploy(servers=[lab.node("n3").url])', "Authorization Violation"),
-             "no name, no password": ("await case.redeploy(user=None, password=None)", "NoStreamResponseError")}
+    wrong = {
+        "another server": (
+            'await case.redeploy(servers=[lab.node("n3").url])',
+            "Authorization Violation",
+        ),
+        "no name, no password": (
+            "await case.redeploy(user=None, password=None)",
+            "NoStreamResponseError",
+        ),
+    }
 
     def defaults(self):
         return {**super().defaults(), "password": "Lab"}
@@ -33,17 +49,33 @@ class new_password(Shop):
 
 class new_firewall(Shop):
     cause = "wrong port"
-    report = ("The shop's new configuration went live at 9:00, and it has not sent one order since. It logs "
-              "connection errors. "
-              "The monitoring page of the cluster is green.")
-    hints = ["Two kinds of failed connections: refused at once, or silence until a time-out. What does the log say?",
-             "Refused: the machine is there, nobody listens on that port. Compare case.settings['servers'] with "
-             "await lab.nodes().",
-             "Clients and monitoring have ports of their own; what a browser shows is not what a client may use."]
+    report = (
+        "The shop's new configuration went live at 9:00, and it has not sent one order since. It"
+        " logs connection errors. The monitoring page of the cluster is green."
+    )
+    hints = [
+        (
+            "Two kinds of failed connections: refused at once, or silence until a time-out. What"
+            " does the log say?"
+        ),
+        (
+            "Refused: the machine is there, nobody listens on that port. Compare"
+            " case.settings['servers'] with await lab.nodes()."
+        ),
+        (
+            "Clients and monitoring have ports of their own; what a browser shows is not what a"
+            " client may use."
+        ),
+    ]
     repair = """
         await case.redeploy(servers=lab.cluster.servers)"""
-    wrong = {"the monitoring port": ("""
-        await case.redeploy(servers=[f'nats://127.0.0.1:{lab.node("n1").monitor}'])""", "the shop sends no orders")}
+    wrong = {
+        "the monitoring port": (
+            """
+        await case.redeploy(servers=[f'nats://127.0.0.1:{lab.node("n1").monitor}'])""",
+            "the shop sends no orders",
+        )
+    }
 
     def defaults(self):
         return {**super().defaults(), "servers": [f"nats://127.0.0.1:{ports.free_port()}"]}
@@ -54,21 +86,33 @@ class new_firewall(Shop):
 
 class connected_but_silent(Shop):
     cause, level = "node frozen", 3
-    report = ("The shop hangs. It has a connection, says its own status page: is_connected is True. No order goes "
-              "out, each ends after "
-              "a time-out. Billing is fine.")
-    hints = ["is_connected tells what the client believes. Ask the nodes themselves: await lab.nodes().",
-             "One node answers nothing, and its connections are still open: its process is frozen. Which node is "
-             "the shop on?",
-             "Bring the node back (lab.faults.resume stands for your operator), and give the shop all three servers "
-             "and short pings."]
+    report = (
+        "The shop hangs. It has a connection, says its own status page: is_connected is True. No"
+        " order goes out, each ends after a time-out. Billing is fine."
+    )
+    hints = [
+        "is_connected tells what the client believes. Ask the nodes themselves: await lab.nodes().",
+        (
+            "One node answers nothing, and its connections are still open: its process is frozen."
+            " Which node is the shop on?"
+        ),
+        (
+            "Bring the node back (lab.faults.resume stands for your operator), and give the shop"
+            " all three servers and short pings."
+        ),
+    ]
     repair = """
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.resume(name)
         await case.redeploy(servers=lab.cluster.servers)"""
-    wrong = {"restart": ("await case.redeploy()", "the shop sends no orders"),
-             "walk away from it": ("await case.redeploy(servers=lab.cluster.servers[:1])", "does not answer")}
+    wrong = {
+        "restart": ("await case.redeploy()", "the shop sends no orders"),
+        "walk away from it": (
+            "await case.redeploy(servers=lab.cluster.servers[:1])",
+            "does not answer",
+        ),
+    }
 
     async def setup(self):
         self.frozen = await self.victim()
@@ -84,23 +128,34 @@ class connected_but_silent(Shop):
         return len(self.refused) >= 1
 
     async def well_too(self):
-        if not await self.frozen.varz(timeout=3):
-            raise Unwell(f"orders flow, and node {self.frozen.name} does not answer: one more fault and the cluster "
-                         f"is gone.")
+        if not await self.frozen.ask(timeout=3):
+            raise Unwell(
+                f"orders flow, and node {self.frozen.name} does not answer: one more fault and the"
+                " cluster is gone."
+            )
 
 
 class one_node_fewer(Shop):
     cause, level = "only replica on a dead node", 3
     repeats = True  # the consumer's last acks died with the node
-    report = ("A node died at 3:10, 'no problem, there are two more'. Since then every order is refused. Other "
-              "streams of this cluster "
-              "work.")
-    hints = ["NoStreamResponseError again: nobody who owns this subject is there. Is the stream still known? nats "
-             "stream report.",
-             "ORDERS has one replica. await lab.nodes() says which node is down; the two others cannot stand in for "
-             "it.",
-             "Start the node again (lab.faults.start stands for your operator): the data lie there. Then give "
-             "ORDERS three replicas."]
+    report = (
+        "A node died at 3:10, 'no problem, there are two more'. Since then every order is refused."
+        " Other streams of this cluster work."
+    )
+    hints = [
+        (
+            "NoStreamResponseError again: nobody who owns this subject is there. Is the stream"
+            " still known? nats stream report."
+        ),
+        (
+            "ORDERS has one replica. await lab.nodes() says which node is down; the two others"
+            " cannot stand in for it."
+        ),
+        (
+            "Start the node again (lab.faults.start stands for your operator): the data lie there."
+            " Then give ORDERS three replicas."
+        ),
+    ]
     repair = """
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
@@ -111,13 +166,21 @@ class one_node_fewer(Shop):
         config.num_replicas = 3
         await js.update_stream(config)
         await lab.wait_for_current("ORDERS")"""
-    wrong = {"another server": ("await case.redeploy(servers=lab.cluster.servers[:1])", "NoStreamResponseError"),
-             "start it, and that is all": ("""
+    wrong = {
+        "another server": (
+            "await case.redeploy(servers=lab.cluster.servers[:1])",
+            "NoStreamResponseError",
+        ),
+        "start it, and that is all": (
+            """
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.start(name)
         await lab.wait_for_leader("ORDERS")
-        await lab.settled("ORDERS")""", "one replica")}
+        await lab.settled("ORDERS")""",
+            "one replica",
+        ),
+    }
 
     async def setup(self):
         self.dead = await self.victim()
@@ -133,15 +196,22 @@ class one_node_fewer(Shop):
 
     async def well_too(self):
         if (await self.js.stream_info("ORDERS")).config.num_replicas < 3:
-            raise Unwell("orders flow, and ORDERS has one replica: the next node that dies may take it along again.")
+            raise Unwell(
+                "orders flow, and ORDERS has one replica: the next node that dies may take it along"
+                " again."
+            )
 
 
 class Ask(Case):
     """A shop that asks a price service. `answered`: how many answers; `failed`: how many errors."""
 
     def defaults(self):
-        return {**self.lab.cluster.login(self.lab.topic), "request_subject": "prices.get", "timeout": 0.5,
-                "service_subject": "prices.get"}
+        return {
+            **self.lab.cluster.login(self.lab.topic),
+            "request_subject": "prices.get",
+            "timeout": 0.5,
+            "service_subject": "prices.get",
+        }
 
     def apps(self):
         return {"prices": self.prices, "shop": self.shop}
@@ -153,6 +223,7 @@ class Ask(Case):
     async def prices(self):
         async def answer(msg):
             await msg.respond(b"20")
+
         nc = await self.connect("prices")
         try:
             await nc.subscribe(self.settings["service_subject"], "prices", cb=answer)
@@ -161,11 +232,15 @@ class Ask(Case):
             await asyncio.shield(close_client(nc))
 
     async def shop(self):
-        nc = await self.connect("shop", **{key: self.settings[key] for key in ("servers", "user", "password")})
+        nc = await self.connect(
+            "shop", **{key: self.settings[key] for key in ("servers", "user", "password")}
+        )
         try:
             while not self._stopping.is_set():
                 try:
-                    await nc.request(self.settings["request_subject"], timeout=self.settings["timeout"])
+                    await nc.request(
+                        self.settings["request_subject"], timeout=self.settings["timeout"]
+                    )
                     self.answered += 1
                 except (TimeoutError, NoRespondersError) as error:
                     self.failed += 1
@@ -185,23 +260,38 @@ class Ask(Case):
         failed, answered = self.failed, self.answered
         await self.until(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 10)
         if self.failed > failed or self.answered < answered + 10:
-            raise Unwell(f"{self.failed - failed} of the shop's last requests failed, {self.answered - answered} "
-                         f"were answered. "
-                         f"Its log says: {self.last('shop')}")
+            raise Unwell(
+                f"{self.failed - failed} of the shop's last requests failed,"
+                f" {self.answered - answered} were answered. Its log says: {self.last('shop')}"
+            )
 
 
 class nobody_knows_the_price(Ask):
     cause = "nobody listens on the subject"
-    report = ("Since the release the shop shows no prices. The price service is up, and its team swears that nobody "
-              "asks it anything.")
-    hints = ["NoRespondersError comes at once: the server knows of no subscription that the request matches.",
-             "Which subjects are there? await lab.node('n1').varz('subsz?subs=1'), or nats server request "
-             "subscriptions --detail.",
-             "Compare service_subject and request_subject. Subjects know upper and lower case."]
+    report = (
+        "Since the release the shop shows no prices. The price service is up, and its team swears"
+        " that nobody asks it anything."
+    )
+    hints = [
+        (
+            "NoRespondersError comes at once: the server knows of no subscription that the request"
+            " matches."
+        ),
+        (
+            "Which subjects are there? await lab.node('n1').ask('subsz?subs=1'), or nats server"
+            " request subscriptions --detail."
+        ),
+        "Compare service_subject and request_subject. Subjects know upper and lower case.",
+    ]
     repair = """
         await case.redeploy(request_subject="prices.get")"""
-    wrong = {"more patience": ("await case.redeploy(timeout=5)", "NoRespondersError"),
-             "a wildcard in a request": ('await case.redeploy(request_subject="prices.*")', "NoRespondersError")}
+    wrong = {
+        "more patience": ("await case.redeploy(timeout=5)", "NoRespondersError"),
+        "a wildcard in a request": (
+            'await case.redeploy(request_subject="prices.*")',
+            "NoRespondersError",
+        ),
+    }
 
     def defaults(self):
         return {**super().defaults(), "request_subject": "Prices.get"}
@@ -209,15 +299,23 @@ class nobody_knows_the_price(Ask):
 
 class works_for_me(Ask):
     cause, level = "client in another account", 2
-    report = ("The shop shows no prices. The price team asks its own service from a laptop, same cluster, same "
-              "subject, and gets an answer. "
-              "The shop connects without an error.")
-    hints = ["NoRespondersError on a subject that somebody serves: do both see the same subjects?",
-             "await lab.connections() lists the connections of this account. Is the shop among them?",
-             "Without a user a client becomes the server's no_auth_user: connected, and in an account of its own."]
+    report = (
+        "The shop shows no prices. The price team asks its own service from a laptop, same cluster,"
+        " same subject, and gets an answer. The shop connects without an error."
+    )
+    hints = [
+        "NoRespondersError on a subject that somebody serves: do both see the same subjects?",
+        "await lab.connections() lists the connections of this account. Is the shop among them?",
+        (
+            "Without a user a client becomes the server's no_auth_user: connected, and in an"
+            " account of its own."
+        ),
+    ]
     repair = """
         await case.redeploy(user=lab.topic, password="lab")"""
-    wrong = {"the same node": ('await case.redeploy(servers=[lab.node("n1").url])', "NoRespondersError")}
+    wrong = {
+        "the same node": ('await case.redeploy(servers=[lab.node("n1").url])', "NoRespondersError")
+    }
 
     def defaults(self):
         return {**super().defaults(), "user": None, "password": None}

@@ -78,31 +78,46 @@ def login_in(url):
     return {"token": user} if user else {}
 
 
+def server_version(client):
+    """The version of the server that this client is connected to (text, such as "2.15.1")."""
+    version = client.connected_server_version
+    return f"{version.major}.{version.minor}.{version.patch}"
+
+
 def way_out(refused):
     """What to do about a first connection that was not made, or was refused."""
     if os.environ.get("NATS_URL") and refused:
-        return "The server does not know this user: look at NATS_USER and NATS_PASSWORD, or NATS_CREDS."
+        return (
+            "The server does not know this user: look at NATS_USER and NATS_PASSWORD, or"
+            " NATS_CREDS."
+        )
     if os.environ.get("NATS_URL"):
         return "Is NATS_URL right and the server up? Unset NATS_URL to use the lab's own cluster."
     if refused:
-        return ("The cluster was started with another nats.conf, before an update perhaps: python -m labkit down "
-                "ends it (docker compose -p labkit down for containers).")
+        return (
+            "The cluster was started with another nats.conf, before an update perhaps: python -m"
+            " labkit down ends it (docker compose -p labkit down for containers)."
+        )
     return "Look with: python -m labkit doctor"
 
 
 async def flush(client):
-    """client.flush() that may be cancelled, as by the stop button. nats-py 2.16.0 ends a client's reading when the PONG for a
-    cancelled flush arrives (InvalidStateError in its read loop), and the client hears nothing from then on. So the flush itself
-    goes on."""
+    """client.flush() that may be cancelled, as by the stop button. nats-py 2.16.0 ends a client's
+    reading when the PONG for a cancelled flush arrives (InvalidStateError in its read loop), and
+    the client hears nothing from then on. So the flush itself goes on."""
     await asyncio.shield(client.flush())
 
 
 async def close_client(client, drain=True):
     """Drains a client if it can be drained, and closes it, whatever happens."""
     try:
-        with contextlib.suppress(Exception):  # a client that broke on purpose is closed all the same
+        with contextlib.suppress(
+            Exception
+        ):  # a client that broke on purpose is closed all the same
             for sub in list(client._subs.values()):
-                if not sub._cb:  # nobody reads this one any more, and drain would wait for somebody who does
+                if (
+                    not sub._cb
+                ):  # nobody reads this one any more, and drain would wait for somebody who does
                     await sub.unsubscribe()
             if drain and client.is_connected and not client.is_draining:
                 await asyncio.wait_for(client.drain(), timeout=PATIENCE)
@@ -112,18 +127,20 @@ async def close_client(client, drain=True):
 
 
 def _is_open(client):
-    """True while a client holds a socket. One whose close() was cancelled may hold it, although it calls itself closed."""
+    """True while a client holds a socket. One whose close() was cancelled may hold it, although it
+    calls itself closed."""
     writer = getattr(client._transport, "_io_writer", None)
     return writer is not None and not writer.is_closing()
 
 
 async def _close(client):
-    """Closes a client, also one whose close() was cancelled in the middle, or whose connection is dead.
+    """Closes a client, also one whose close() was cancelled in the middle, or whose connection is
+    dead.
 
-    Where close() writes its last bytes to a dead connection, it raises (an OSError or, by version of Python,
-    AttributeError or TypeError) after it has called the client closed, and before it ends the subscriptions.
-    Their tasks would live on, and fail when they are collected as garbage. So it is called once more, with nothing
-    left to write.
+    Where close() writes its last bytes to a dead connection, it raises (an OSError or, by version
+    of Python, AttributeError or TypeError) after it has called the client closed, and before it
+    ends the subscriptions. Their tasks would live on, and fail when they are collected as garbage.
+    So it is called once more, with nothing left to write.
     """
     if client.is_closed:
         client._status = client.DISCONNECTED  # else close() would do nothing

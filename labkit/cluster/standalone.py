@@ -1,4 +1,6 @@
-"""One plain nats-server beside the cluster, with a configuration of its own: for passwords, permissions, TLS and limits."""
+"""One plain nats-server beside the cluster, with a configuration of its own: for passwords,
+permissions, TLS and limits."""
+
 import asyncio
 import itertools
 import subprocess
@@ -9,31 +11,43 @@ from pathlib import Path
 import psutil
 
 from labkit.cluster import nodes
-from labkit.system import ports
 from labkit.errors import LabError
+from labkit.system import ports
 from labkit.system.launching import end, launch
 
 _count = itertools.count(1)
 
 
-class Single:
-    """A server that single() started. `url`, `port`; `stop()`, `await start()`, `pause()`, `resume()`."""
+class Standalone:
+    """A server that start_server() started. `url`, `port`; `stop()`, `await start()`, `pause()`,
+    `resume()`."""
 
     def __init__(self, folder):
         self.folder, self.port, self.child = folder, ports.free_port(), None
         self.url, self.log = f"nats://127.0.0.1:{self.port}", folder / "server.log"
 
     async def start(self, timeout=10):
-        """Starts it (again, on its old data) and returns when it answers. Raises LabError with the log's last words."""
+        """Starts it (again, on its old data) and returns when it answers. Raises LabError with the
+        log's last words."""
         with open(self.log, "ab") as log:
-            self.child = launch([nodes.server_binary(), "-c", str(self.folder / "server.conf")], cwd=self.folder,
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.child = launch(
+                [nodes.server_binary(), "-c", str(self.folder / "server.conf")],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         limit = asyncio.get_running_loop().time() + timeout
         while not await self._answers():
             if self.child.poll() is not None or asyncio.get_running_loop().time() > limit:
                 self.stop()
-                said = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
-                raise LabError(f"The server with this configuration did not answer. It said: {' | '.join(said) or 'nothing'}")
+                said = (
+                    self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
+                )
+                raise LabError(
+                    "The server with this configuration did not answer. It said:"
+                    f" {' | '.join(said) or 'nothing'}"
+                )
             await asyncio.sleep(0.01)
 
     async def _answers(self):
@@ -56,7 +70,9 @@ class Single:
         """It stands still and keeps its connections (SIGSTOP)."""
         process, end = psutil.Process(self.child.pid), time.monotonic() + 1
         process.suspend()
-        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < end:  # until then it may still answer
+        while (
+            process.status() != psutil.STATUS_STOPPED and time.monotonic() < end
+        ):  # until then it may still answer
             time.sleep(0.002)
 
     def resume(self):
@@ -64,12 +80,14 @@ class Single:
         psutil.Process(self.child.pid).resume()
 
 
-async def single(lab, config=""):
-    """Starts one nats-server with this configuration (text, as in a nats-server file, without `listen`), on a free port
-    of loopback. It ends with the lesson. Returns a Single; raises LabError with the server's own words if it does not start."""
+async def start_server(lab, config=""):
+    """Starts one nats-server with this configuration (text, as in a nats-server file, without
+    `listen`), on a free port of loopback. It ends with the lesson. Returns a Standalone; raises
+    LabError with the server's own words if it does not start.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"single-{next(_count)}-", dir=lab.scratch))
     for _ in range(3):  # another program may take the port in that moment
-        server = Single(folder)
+        server = Standalone(folder)
         lab.on_close(server.stop)
         text = f'listen: "127.0.0.1:{server.port}"\n{config}\n'
         (folder / "server.conf").write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,5 @@
 """Which streams an account has, and how they go away."""
+
 import asyncio
 import itertools
 import json

@@ -1,12 +1,15 @@
-"""Exercises: a task, hints by degrees, a solution as runnable source, and a check that looks at the live system.
+"""Exercises: a task, hints by degrees, a solution as runnable source, and a check that looks at the
+live system.
 
 A module per lesson, named like the lesson's account, defines them as
 
-    @exercise(hints=[...], solution="...", wrong={"name of the mistake": ("source", "words of the verdict")})
-    async def name_of_it(lab, answer):
+    @exercise(hints=[...], solution="...", wrong={"name of the mistake": ("source", "words of the
+    verdict")}) async def name_of_it(lab, answer):
         "The task, in one sentence."
-        ...                      # returns if the answer is right; raises NotYet("what was seen, what is wanted")
+        ...                      # returns if the answer is right; raises NotYet("what was seen,
+        what is wanted")
 """
+
 import ast
 import asyncio
 import collections
@@ -16,10 +19,11 @@ import linecache
 import textwrap
 from types import SimpleNamespace
 
-from labkit.processes import workers
 from labkit.errors import where
+from labkit.processes import workers
 
-LIMIT = 10  # seconds that a check may take by default; an answer that never returns must not hang the notebook
+# seconds that a check may take by default; an answer that never returns must not hang the notebook
+LIMIT = 10
 _shown = collections.Counter()  # owner of hints -> how many of them were shown
 _pieces = itertools.count(1)  # numbers the sources that run_source() has run
 
@@ -29,7 +33,8 @@ class NotYet(Exception):
 
 
 class Exercise:
-    """One exercise, bound to an open lab. `await exercise(answer)` checks; `.hint()`; `.solution()`."""
+    """One exercise, bound to an open lab. `await exercise(answer)` checks; `.hint()`;
+    `.solution()`."""
 
     lab = None
 
@@ -44,18 +49,30 @@ class Exercise:
         return bound
 
     async def __call__(self, answer):
-        """Prints one of: passed; not yet, with what was observed and what is wanted; not attempted."""
+        """Prints one of: passed; not yet, with what was observed and what is wanted; not
+        attempted."""
         print(await self.verdict(answer))
 
     async def verdict(self, answer):
         """The same as text."""
-        if untouched(answer) or (isinstance(answer, str) and self.lab and workers.is_stub(self.lab.topic, answer)):
-            return f"{self.name}: not attempted. Put your answer in place of the ... above, and run both cells again."
+        if untouched(answer) or (
+            isinstance(answer, str) and self.lab and workers.is_stub(self.lab.topic, answer)
+        ):
+            return (
+                f"{self.name}: not attempted. Put your answer in place of the ... above, and run"
+                " both cells again."
+            )
         if inspect.iscoroutine(answer):
             answer.close()
-            return f"{self.name}: not yet. Pass the function itself, without calling it: no () behind its name."
+            return (
+                f"{self.name}: not yet. Pass the function itself, without calling it: no () behind"
+                " its name."
+            )
         if self.lab and self.lab.nc.is_closed:
-            return f"{self.name}: the lab is closed. Run the setup cell again, then your answer and this check."
+            return (
+                f"{self.name}: the lab is closed. Run the setup cell again, then your answer and"
+                " this check."
+            )
         limit = self.limit or LIMIT
         try:
             await asyncio.wait_for(self.check(self.lab, answer), limit)
@@ -63,8 +80,11 @@ class Exercise:
         except NotYet as observed:
             said = str(observed)
         except TimeoutError as error:
-            said = f"It did not end within {limit} s: something waits for a message that never comes." if not str(error) \
+            said = (
+                f"It did not end within {limit} s: something waits for a message that never comes."
+                if not str(error)
                 else f"It ended with {type(error).__name__}: {error}."
+            )
         except Exception as error:
             said = f"Your code raised {type(error).__name__}: {error}{where(error)}."
         more = " A hint is there: run .hint() on this exercise." if self.hints else ""
@@ -80,14 +100,23 @@ class Exercise:
 
 
 def exercise(hints, solution, wrong, limit=None):
-    """Makes an Exercise of a check. wrong: {mistake: (source of a wrong answer, words that its verdict contains)};
-    limit: seconds that the check may take (default: LIMIT), where it must wait out an election, say."""
+    """Makes an Exercise of a check. wrong: {mistake: (source of a wrong answer, words that its
+    verdict contains)};
+    limit: seconds that the check may take (default: LIMIT), where it must wait out an election,
+        say.
+    """
     return lambda check: Exercise(check, hints, solution, wrong, limit)
 
 
 def book(module, lab):
     """All exercises of a module, bound to this lab, as attributes of one object."""
-    return SimpleNamespace(**{name: item.bind(lab) for name, item in vars(module).items() if isinstance(item, Exercise)})
+    return SimpleNamespace(
+        **{
+            name: item.bind(lab)
+            for name, item in vars(module).items()
+            if isinstance(item, Exercise)
+        }
+    )
 
 
 def next_hint(owner, hints):
@@ -119,7 +148,8 @@ def untouched(answer):
 
 
 async def run_source(source, **names):
-    """Runs a piece of notebook source, top-level await and all; returns its namespace (dict). For tests."""
+    """Runs a piece of notebook source, top-level await and all; returns its namespace (dict). For
+    tests."""
     magic, _, body = source.partition("\n")
     if magic.startswith("%%worker "):
         workers.write(names["lab"].topic, magic.split()[1], body)

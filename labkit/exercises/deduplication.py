@@ -1,16 +1,19 @@
-"""Exercises of lesson 06: a retry that is harmless, a window that covers it, a write that overwrites nobody."""
+"""Exercises of lesson 06: a retry that is harmless, a window that covers it, a write that
+overwrites nobody."""
+
 import asyncio
 import contextlib
 
 from nats.js import api
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
-from labkit.exercises import exercise, NotYet
 from labkit.cluster.streams import delete
+from labkit.exercises import NotYet, exercise
 
 
 class _Wire:
-    """A TCP relay to a node. It loses the first PubAck that the node sends, and counts what is published on once.*."""
+    """A TCP relay to a node. It loses the first PubAck that the node sends, and counts what is
+    published on once.*."""
 
     async def open(self, node):
         self.node, self.lost, self.attempts = node, False, 0
@@ -19,7 +22,9 @@ class _Wire:
 
     async def _accept(self, reader, writer):
         far_reader, far_writer = await asyncio.open_connection(self.node.hostname, self.node.port)
-        await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer, answers=True))
+        await asyncio.gather(
+            self._carry(reader, far_writer), self._carry(far_reader, writer, answers=True)
+        )
 
     async def _carry(self, reader, writer, answers=False):
         with contextlib.suppress(OSError):
@@ -33,7 +38,8 @@ class _Wire:
 
 
 class _Overtaken:
-    """A JetStream context with a rival: behind the first read that finds a value, somebody else adds 1 to it."""
+    """A JetStream context with a rival: behind the first read that finds a value, somebody else
+    adds 1 to it."""
 
     def __init__(self, js):
         self.js, self.rival = js, 0
@@ -53,7 +59,9 @@ class _Overtaken:
     async def _wrote(self, last):
         headers = {"Nats-Expected-Last-Subject-Sequence": str(last.seq)}
         try:
-            return await self.js.publish("count.visits", str(int(last.data) + 1).encode(), headers=headers)
+            return await self.js.publish(
+                "count.visits", str(int(last.data) + 1).encode(), headers=headers
+            )
         except BadRequestError as error:
             if error.err_code != 10071:
                 raise
@@ -71,10 +79,21 @@ async def _stored(lab, name):
 
 
 @exercise(
-    hints=["Which errors leave it open whether the message is stored? After those, and only those, publish again.",
-           "The same attempt again means the same header: `Nats-Msg-Id` is made from `key`, outside of the loop.",
-           "A loop with `return await js.publish(…)` in a try; `except asyncio.TimeoutError:` goes on, or raises after the last."],
-    solution='''
+    hints=[
+        (
+            "Which errors leave it open whether the message is stored? After those, and only those,"
+            " publish again."
+        ),
+        (
+            "The same attempt again means the same header: `Nats-Msg-Id` is made from `key`,"
+            " outside of the loop."
+        ),
+        (
+            "A loop with `return await js.publish(…)` in a try; `except asyncio.TimeoutError:` goes"
+            " on, or raises after the last."
+        ),
+    ],
+    solution="""
         import asyncio
 
         async def publish_once(js, subject, body, key):
@@ -84,9 +103,10 @@ async def _stored(lab, name):
                 except asyncio.TimeoutError:
                     if attempt == 5:
                         raise
-        ''',
+        """,
     wrong={
-        "no id": ('''
+        "no id": (
+            """
 import asyncio
 async def answer(js, subject, body, key):
     while True:
@@ -94,8 +114,14 @@ async def answer(js, subject, body, key):
             return await js.publish(subject, body)
         except asyncio.TimeoutError:
             pass
-''', "The attempts carried no id, and after a lost answer the stream holds 2 messages of order-1"),
-        "an id for each attempt": ('''
+""",
+            (
+                "The attempts carried no id, and after a lost answer the stream holds 2 messages of"
+                " order-1"
+            ),
+        ),
+        "an id for each attempt": (
+            """
 import asyncio, uuid
 async def answer(js, subject, body, key):
     while True:
@@ -103,8 +129,14 @@ async def answer(js, subject, body, key):
             return await js.publish(subject, body, headers={"Nats-Msg-Id": str(uuid.uuid4())})
         except asyncio.TimeoutError:
             pass
-''', "The attempts carried different ids, and after a lost answer the stream holds 2 messages of order-1"),
-        "the body as id": ('''
+""",
+            (
+                "The attempts carried different ids, and after a lost answer the stream holds 2"
+                " messages of order-1"
+            ),
+        ),
+        "the body as id": (
+            """
 import asyncio, hashlib
 async def answer(js, subject, body, key):
     while True:
@@ -112,20 +144,32 @@ async def answer(js, subject, body, key):
             return await js.publish(subject, body, headers={"Nats-Msg-Id": hashlib.sha256(body).hexdigest()})
         except asyncio.TimeoutError:
             pass
-''', "Two orders with equal bodies were published, and the stream holds 1 message. Wanted: 2"),
-        "no second attempt": ('''
+""",
+            (
+                "Two orders with equal bodies were published, and the stream holds 1 message."
+                " Wanted: 2"
+            ),
+        ),
+        "no second attempt": (
+            """
 async def answer(js, subject, body, key):
     return await js.publish(subject, body, headers={"Nats-Msg-Id": key})
-''', "TimeoutError came out of your function, after 1 attempt. Wanted: a PubAck"),
-        "silence instead of an answer": ('''
+""",
+            "TimeoutError came out of your function, after 1 attempt. Wanted: a PubAck",
+        ),
+        "silence instead of an answer": (
+            """
 import asyncio
 async def answer(js, subject, body, key):
     try:
         return await js.publish(subject, body, headers={"Nats-Msg-Id": key})
     except asyncio.TimeoutError:
         pass
-''', "After 1 attempt your function returned None"),
-    })
+""",
+            "After 1 attempt your function returned None",
+        ),
+    },
+)
 async def survives_lost_answer(lab, answer):
     """A publish that survives a lost answer, stored once."""
     await _fresh(lab, name="ONCE", subjects=["once.*"])
@@ -136,85 +180,138 @@ async def survives_lost_answer(lab, answer):
         try:
             ack = await answer(js, "once.paid", b"42 EUR", "order-1")
         except TimeoutError:
-            raise NotYet(f"TimeoutError came out of your function, after {wire.attempts} attempt"
-                         f"{'s' if wire.attempts != 1 else ''}. Wanted: a PubAck, from another attempt.") from None
+            raise NotYet(
+                f"TimeoutError came out of your function, after {wire.attempts} attempt"
+                f"{'s' if wire.attempts != 1 else ''}. Wanted: a PubAck, from another attempt."
+            ) from None
         held = await _stored(lab, "ONCE")
         if held > 1:
-            ids = [((await lab.js.get_msg("ONCE", seq)).headers or {}).get("Nats-Msg-Id") for seq in (1, 2)]
+            ids = [
+                ((await lab.js.get_msg("ONCE", seq)).headers or {}).get("Nats-Msg-Id")
+                for seq in (1, 2)
+            ]
             said = "different ids" if all(ids) else "no id"
-            raise NotYet(f"The attempts carried {said}, and after a lost answer the stream holds {held} messages of "
-                         "order-1. Wanted: 1.")
+            raise NotYet(
+                f"The attempts carried {said}, and after a lost answer the stream holds {held}"
+                " messages of order-1. Wanted: 1."
+            )
         if not isinstance(ack, api.PubAck):
-            raise NotYet(f"After {wire.attempts} attempt{'s' if wire.attempts != 1 else ''} your function returned {ack!r}. "
-                         "Wanted: the PubAck of an attempt that was answered.")
+            raise NotYet(
+                f"After {wire.attempts} attempt{'s' if wire.attempts != 1 else ''} your function"
+                f" returned {ack!r}. Wanted: the PubAck of an attempt that was answered."
+            )
         await answer(js, "once.paid", b"42 EUR", "order-2")
         held = await _stored(lab, "ONCE")
         if held != 2:
-            raise NotYet(f"Two orders with equal bodies were published, and the stream holds {held} "
-                         f"message{'s' if held != 1 else ''}. Wanted: 2, one for each key.")
+            raise NotYet(
+                f"Two orders with equal bodies were published, and the stream holds {held} "
+                f"message{'s' if held != 1 else ''}. Wanted: 2, one for each key."
+            )
     finally:
         await client.close()
         wire.server.close()
 
 
 @exercise(
-    hints=["Three fields besides the name: which subjects, how old a reading may get, how long an id is remembered.",
-           "All times of nats-py are in seconds. Left out, the window is 120 s.",
-           "A retry may come 15 minutes after the first attempt, and it takes a moment to travel: a window a little over 15 minutes."],
-    solution='''
+    hints=[
+        (
+            "Three fields besides the name: which subjects, how old a reading may get, how long an"
+            " id is remembered."
+        ),
+        "All times of nats-py are in seconds. Left out, the window is 120 s.",
+        (
+            "A retry may come 15 minutes after the first attempt, and it takes a moment to travel:"
+            " a window a little over 15 minutes."
+        ),
+    ],
+    solution="""
         from nats.js import api
 
         readings = api.StreamConfig(name="READINGS", subjects=["readings.*"], max_age=60 * 60, duplicate_window=16 * 60)
-        ''',
+        """,
     wrong={
-        "the default": ('''
+        "the default": (
+            """
 from nats.js import api
 answer = api.StreamConfig(name="READINGS", subjects=["readings.*"], max_age=3600)
-''', "remembers an id for 120 s, and a retry may come after 900 s"),
-        "minutes": ('''
+""",
+            "remembers an id for 120 s, and a retry may come after 900 s",
+        ),
+        "minutes": (
+            """
 from nats.js import api
 answer = api.StreamConfig(name="READINGS", subjects=["readings.*"], max_age=3600, duplicate_window=16)
-''', "remembers an id for 16 s"),
-        "a dict with the default": ('''
+""",
+            "remembers an id for 16 s",
+        ),
+        "a dict with the default": (
+            """
 answer = {"name": "READINGS", "subjects": ["readings.*"], "max_age": 3600}
-''', "remembers an id for 120 s"),
-        "longer than the messages live": ('''
+""",
+            "remembers an id for 120 s",
+        ),
+        "longer than the messages live": (
+            """
 from nats.js import api
 answer = api.StreamConfig(name="READINGS", subjects=["readings.*"], max_age=3600, duplicate_window=86400)
-''', "The server refused it, error 10052: duplicates window can not be larger then max age"),
-        "as long as the messages live": ('''
+""",
+            "The server refused it, error 10052: duplicates window can not be larger then max age",
+        ),
+        "as long as the messages live": (
+            """
 from nats.js import api
 answer = api.StreamConfig(name="READINGS", subjects=["readings.*"], max_age=3600, duplicate_window=3600)
-''', "remembers an id for 3600 s. Wanted: at most 1800 s"),
-    })
+""",
+            "remembers an id for 3600 s. Wanted: at most 1800 s",
+        ),
+    },
+)
 async def window_for_retries(lab, answer):
     """A stream that recognises a retry 15 minutes later."""
     if isinstance(answer, dict):
         with contextlib.suppress(TypeError):  # a key that is no field: shown as it is
             answer = api.StreamConfig(**answer)
     if not isinstance(answer, api.StreamConfig) or answer.name != "READINGS":
-        raise NotYet(f"Your answer is {answer!r}. Wanted: api.StreamConfig(name=\"READINGS\", …).")
+        raise NotYet(f'Your answer is {answer!r}. Wanted: api.StreamConfig(name="READINGS", …).')
     await delete(lab.js, "READINGS")
     try:
         config = (await lab.js.add_stream(answer)).config
     except APIError as error:
-        raise NotYet(f"The server refused it, error {error.err_code}: {error.description}.") from None
+        raise NotYet(
+            f"The server refused it, error {error.err_code}: {error.description}."
+        ) from None
     if config.subjects != ["readings.*"]:
         raise NotYet(f"The stream's subjects are {config.subjects}. Wanted: ['readings.*'].")
     if config.max_age != 3600:
         raise NotYet(f"The stream's max_age is {config.max_age:g} s. Wanted: 3600 s, one hour.")
     window = config.duplicate_window
     if window <= 900:
-        raise NotYet(f"The stream remembers an id for {window:g} s, and a retry may come after 900 s. Wanted: more than 900 s.")
+        raise NotYet(
+            f"The stream remembers an id for {window:g} s, and a retry may come after 900 s."
+            " Wanted: more than 900 s."
+        )
     if window > 1800:
-        raise NotYet(f"The stream remembers an id for {window:g} s. Wanted: at most 1800 s, ids cost memory.")
+        raise NotYet(
+            f"The stream remembers an id for {window:g} s. Wanted: at most 1800 s, ids cost memory."
+        )
 
 
 @exercise(
-    hints=["Read the last message, and publish only if it is still the last one on its subject. The loser starts over.",
-           'The header is "Nats-Expected-Last-Subject-Sequence", its value a string: the sequence you read, or "0" for no message.',
-           "A `while True:` around read, publish, return. If `error.err_code == 10071`, it goes round again; else it raises."],
-    solution='''
+    hints=[
+        (
+            "Read the last message, and publish only if it is still the last one on its subject."
+            " The loser starts over."
+        ),
+        (
+            'The header is "Nats-Expected-Last-Subject-Sequence", its value a string: the sequence'
+            ' you read, or "0" for no message.'
+        ),
+        (
+            "A `while True:` around read, publish, return. If `error.err_code == 10071`, it goes"
+            " round again; else it raises."
+        ),
+    ],
+    solution="""
         from nats.js.errors import BadRequestError, NotFoundError
 
         async def add(js, subject, amount):
@@ -230,9 +327,10 @@ async def window_for_retries(lab, answer):
                 except BadRequestError as error:
                     if error.err_code != 10071:
                         raise
-        ''',
+        """,
     wrong={
-        "no expectation": ('''
+        "no expectation": (
+            """
 from nats.js.errors import NotFoundError
 async def answer(js, subject, amount):
     try:
@@ -240,8 +338,11 @@ async def answer(js, subject, amount):
     except NotFoundError:
         value = 0
     await js.publish(subject, str(value + amount).encode())
-''', "nothing overwritten"),
-        "a lock of this process": ('''
+""",
+            "nothing overwritten",
+        ),
+        "a lock of this process": (
+            """
 import asyncio
 from nats.js.errors import NotFoundError
 lock = asyncio.Lock()
@@ -252,8 +353,11 @@ async def answer(js, subject, amount):
         except NotFoundError:
             value = 0
         await js.publish(subject, str(value + amount).encode())
-''', "and 1 that somebody else added meanwhile, the counter stands at 10. Wanted: 11"),
-        "the loser gives up": ('''
+""",
+            "and 1 that somebody else added meanwhile, the counter stands at 10. Wanted: 11",
+        ),
+        "the loser gives up": (
+            """
 from nats.js.errors import NotFoundError
 async def answer(js, subject, amount):
     try:
@@ -262,8 +366,11 @@ async def answer(js, subject, amount):
     except NotFoundError:
         value, sequence = 0, 0
     await js.publish(subject, str(value + amount).encode(), headers={"Nats-Expected-Last-Subject-Sequence": str(sequence)})
-''', "of 10 adds ended in error 10071"),
-        "the sequence of the whole stream": ('''
+""",
+            "of 10 adds ended in error 10071",
+        ),
+        "the sequence of the whole stream": (
+            """
 from nats.js.errors import BadRequestError, NotFoundError
 async def answer(js, subject, amount):
     for attempt in range(20):
@@ -277,17 +384,25 @@ async def answer(js, subject, amount):
         except BadRequestError:
             pass
     raise RuntimeError("20 attempts in vain")
-''', "20 attempts in vain"),
-    })
+""",
+            "20 attempts in vain",
+        ),
+    },
+)
 async def counts_together(lab, answer):
     """A counter that ten writers share."""
     await _fresh(lab, name="COUNTERS", subjects=["count.*"])
     await lab.js.publish("count.other", b"0")
     js = _Overtaken(lab.js)
-    ended = await asyncio.gather(*(answer(js, "count.visits", 1) for _ in range(10)), return_exceptions=True)
+    ended = await asyncio.gather(
+        *(answer(js, "count.visits", 1) for _ in range(10)), return_exceptions=True
+    )
     refused = [e for e in ended if isinstance(e, BadRequestError) and e.err_code == 10071]
     if refused:
-        raise NotYet(f"{len(refused)} of 10 adds ended in error 10071. Wanted: the loser reads again and tries again.")
+        raise NotYet(
+            f"{len(refused)} of 10 adds ended in error 10071. Wanted: the loser reads again and"
+            " tries again."
+        )
     for error in ended:
         if isinstance(error, Exception):
             raise error
@@ -298,9 +413,14 @@ async def counts_together(lab, answer):
     wanted = 10 + js.rival
     if value != wanted:
         more = ", and 1 that somebody else added meanwhile," if js.rival else ""
-        raise NotYet(f"After 10 adds of 1 at once{more} the counter stands at {value}. Wanted: {wanted}, nothing "
-                     "overwritten.")
+        raise NotYet(
+            f"After 10 adds of 1 at once{more} the counter stands at {value}. Wanted: {wanted},"
+            " nothing overwritten."
+        )
     await answer(js, "count.visits", -3)
     value = int((await lab.js.get_last_msg("COUNTERS", "count.visits")).data)
     if value != wanted - 3:
-        raise NotYet(f"The counter stood at {wanted}, and after an add of -3 at {value}. Wanted: {wanted - 3}.")
+        raise NotYet(
+            f"The counter stood at {wanted}, and after an add of -3 at {value}. Wanted:"
+            f" {wanted - 3}."
+        )

@@ -1,11 +1,12 @@
 """Exercises of lesson 02: answering errors, and retrying what is safe."""
+
 import asyncio
 import json
 import time
 
 from nats.errors import NoRespondersError
 
-from labkit.exercises import exercise, NotYet
+from labkit.exercises import NotYet, exercise
 
 
 async def _server_knows(client):
@@ -15,10 +16,18 @@ async def _server_knows(client):
 
 
 @exercise(
-    hints=["Nothing reaches the caller unless you respond. Which lines of your handler can raise, and for which requests?",
-           "Put all of it into one try. `except Exception as error:` covers an unknown item, no JSON, and no object.",
-           'In the except: `await msg.respond(json.dumps({"error": repr(error)}).encode())`.'],
-    solution='''
+    hints=[
+        (
+            "Nothing reaches the caller unless you respond. Which lines of your handler can raise,"
+            " and for which requests?"
+        ),
+        (
+            "Put all of it into one try. `except Exception as error:` covers an unknown item, no"
+            " JSON, and no object."
+        ),
+        'In the except: `await msg.respond(json.dumps({"error": repr(error)}).encode())`.',
+    ],
+    solution="""
         import json
         PRICES = {"tea": 3, "coffee": 4}
 
@@ -28,14 +37,18 @@ async def _server_knows(client):
             except Exception as error:
                 answer = {"error": repr(error)}
             await msg.respond(json.dumps(answer).encode())
-        ''',
+        """,
     wrong={
-        "no except at all": ('''
+        "no except at all": (
+            """
 import json
 async def answer(msg):
     await msg.respond(json.dumps({"price": {"tea": 3, "coffee": 4}[json.loads(msg.data)["item"]]}).encode())
-''', "no answer within 2 s; in the handler: KeyError: 'gold'. Wanted: a reply"),
-        "only the error that one thought of": ('''
+""",
+            "no answer within 2 s; in the handler: KeyError: 'gold'. Wanted: a reply",
+        ),
+        "only the error that one thought of": (
+            """
 import json
 async def answer(msg):
     try:
@@ -43,8 +56,11 @@ async def answer(msg):
     except KeyError as error:
         reply = {"error": repr(error)}
     await msg.respond(json.dumps(reply).encode())
-''', "no answer within 2 s; in the handler: JSONDecodeError"),
-        "an error that looks like a price": ('''
+""",
+            "no answer within 2 s; in the handler: JSONDecodeError",
+        ),
+        "an error that looks like a price": (
+            """
 import json
 async def answer(msg):
     try:
@@ -52,8 +68,11 @@ async def answer(msg):
     except Exception:
         price = None
     await msg.respond(json.dumps({"price": price}).encode())
-''', '''was answered by b'{"price": null}'. Wanted: a JSON object with the key "error"'''),
-    })
+""",
+            '''was answered by b'{"price": null}'. Wanted: a JSON object with the key "error"''',
+        ),
+    },
+)
 async def answers_errors(lab, answer):
     """A handler that answers every request, errors included."""
     raised = []
@@ -64,30 +83,50 @@ async def answers_errors(lab, answer):
     client = await lab.connect(name="exercise", error_cb=keep)
     try:
         await client.subscribe("exercise.prices", cb=answer)
-        for body, wanted in [(b'{"item": "tea"}', 3), (b'{"item": "gold"}', "error"), (b"no JSON", "error"),
-                             (b"7", "error"), (b'{"item": "coffee"}', 4)]:
+        for body, wanted in [
+            (b'{"item": "tea"}', 3),
+            (b'{"item": "gold"}', "error"),
+            (b"no JSON", "error"),
+            (b"7", "error"),
+            (b'{"item": "coffee"}', 4),
+        ]:
             raised.clear()
             try:
                 reply = await client.request("exercise.prices", body, timeout=2)
             except TimeoutError:
-                why = f"in the handler: {type(raised[0]).__name__}: {raised[0]}" if raised else "it sent nothing"
-                want = 'a reply with {"error": "…"}' if wanted == "error" else f'the reply {{"price": {wanted}}}'
-                raise NotYet(f"The request {body!r} got no answer within 2 s; {why}. Wanted: {want}.") from None
+                why = (
+                    f"in the handler: {type(raised[0]).__name__}: {raised[0]}"
+                    if raised
+                    else "it sent nothing"
+                )
+                want = (
+                    'a reply with {"error": "…"}'
+                    if wanted == "error"
+                    else f'the reply {{"price": {wanted}}}'
+                )
+                raise NotYet(
+                    f"The request {body!r} got no answer within 2 s; {why}. Wanted: {want}."
+                ) from None
             try:
                 said = json.loads(reply.data)
             except ValueError:
                 said = None
             said = said if isinstance(said, dict) else {}
             if wanted == "error" and not said.get("error"):
-                raise NotYet(f'The request {body!r} was answered by {reply.data!r}. '
-                             'Wanted: a JSON object with the key "error".')
+                raise NotYet(
+                    f"The request {body!r} was answered by {reply.data!r}. "
+                    'Wanted: a JSON object with the key "error".'
+                )
             if wanted != "error" and (said.get("price") != wanted or "error" in said):
-                raise NotYet(f'The request {body!r} was answered by {reply.data!r}. Wanted: {{"price": {wanted}}}.')
+                raise NotYet(
+                    f'The request {body!r} was answered by {reply.data!r}. Wanted: {{"price":'
+                    f" {wanted}}}."
+                )
     finally:
         await client.close()
 
 
-_GUIDE = '''
+_GUIDE = """
 import asyncio
 import nats.errors
 async def answer(nc, subject, data, deadline):
@@ -96,8 +135,8 @@ async def answer(nc, subject, data, deadline):
             return (await nc.request(subject, data, timeout=deadline)).data
         except asyncio.TimeoutError:
             await asyncio.sleep(0.1 * 2 ** attempt)
-'''
-_BOTH = '''
+"""
+_BOTH = """
 import asyncio, nats.errors
 async def answer(nc, subject, data, deadline):
     for attempt in range(30):
@@ -105,8 +144,8 @@ async def answer(nc, subject, data, deadline):
             return (await nc.request(subject, data, timeout=0.3)).data
         except (nats.errors.NoRespondersError, TimeoutError):
             await asyncio.sleep(0.1)
-'''
-_SHORT = '''
+"""
+_SHORT = """
 import asyncio, nats.errors
 async def answer(nc, subject, data, deadline):
     for attempt in range(30):
@@ -114,8 +153,8 @@ async def answer(nc, subject, data, deadline):
             return (await nc.request(subject, data)).data
         except nats.errors.NoRespondersError:
             await asyncio.sleep(0.1)
-'''
-_HOT = '''
+"""
+_HOT = """
 import time, nats.errors
 async def answer(nc, subject, data, deadline):
     end = time.monotonic() + deadline
@@ -125,8 +164,8 @@ async def answer(nc, subject, data, deadline):
         except nats.errors.NoRespondersError:
             if time.monotonic() > end:
                 raise
-'''
-_FOREVER = '''
+"""
+_FOREVER = """
 import asyncio, nats.errors
 async def answer(nc, subject, data, deadline):
     while True:
@@ -134,15 +173,20 @@ async def answer(nc, subject, data, deadline):
             return (await nc.request(subject, data, timeout=deadline)).data
         except nats.errors.NoRespondersError:
             await asyncio.sleep(0.1)
-'''
+"""
 
 
 @exercise(
-    hints=["Which of the two errors says that nobody got the request? Catch that one only.",
-           "Note the end of the call first: `end = time.monotonic() + deadline`. A request may wait for what is left.",
-           "After NoRespondersError: raise it if the next attempt would start after `end`; otherwise sleep for a growing, "
-           + "random pause and go round again. Let TimeoutError pass."],
-    solution='''
+    hints=[
+        "Which of the two errors says that nobody got the request? Catch that one only.",
+        (
+            "Note the end of the call first: `end = time.monotonic() + deadline`. A request may"
+            " wait for what is left."
+        ),
+        "After NoRespondersError: raise it if the next attempt would start after `end`; otherwise"
+        " sleep for a growing, " + "random pause and go round again. Let TimeoutError pass.",
+    ],
+    solution="""
         import asyncio, random, time
         from nats.errors import NoRespondersError
 
@@ -158,12 +202,18 @@ async def answer(nc, subject, data, deadline):
                         raise
                     await asyncio.sleep(wait)
                     pause = min(2 * pause, 0.3)
-        ''',
-    wrong={"the guide's helper": (_GUIDE, "gave up with NoRespondersError after 0."),
-           "retries both errors": (_BOTH, "times for one call to a service that needs 1 s"),
-           "nats-py's timeout of 0.5 s instead of the deadline": (_SHORT, "the call raised TimeoutError after 0."),
-           "no pause": (_HOT, "pause between attempts"),
-           "no end": (_FOREVER, "had not ended after")})
+        """,
+    wrong={
+        "the guide's helper": (_GUIDE, "gave up with NoRespondersError after 0."),
+        "retries both errors": (_BOTH, "times for one call to a service that needs 1 s"),
+        "nats-py's timeout of 0.5 s instead of the deadline": (
+            _SHORT,
+            "the call raised TimeoutError after 0.",
+        ),
+        "no pause": (_HOT, "pause between attempts"),
+        "no end": (_FOREVER, "had not ended after"),
+    },
+)
 async def patient_call(lab, answer):
     """A call that retries what is safe without a key, and ends by its deadline."""
     caller, service = await lab.connect(name="caller"), await lab.connect(name="service")
@@ -197,26 +247,38 @@ async def patient_call(lab, answer):
         tasks.append(asyncio.create_task(open_late()))
         said, took, _ = await try_it("exercise.late", 3)
         if isinstance(said, NoRespondersError):
-            raise NotYet(f"The call gave up with NoRespondersError after {took:.2f} s; its deadline was 3 s, and the "
-                         "service appeared after 0.4 s. Wanted: b'late, but here'.")
+            raise NotYet(
+                f"The call gave up with NoRespondersError after {took:.2f} s; its deadline was 3 s,"
+                " and the service appeared after 0.4 s. Wanted: b'late, but here'."
+            )
         _same(said, b"late, but here", "A service appeared after 0.4 s, the deadline was 3 s", took)
         runs.clear()
         await service.subscribe("exercise.slow", cb=slow)
         await _server_knows(service)
         said, took, _ = await try_it("exercise.slow", 3)
         if len(runs) > 1:
-            raise NotYet(f"The handler ran {len(runs)} times for one call to a service that needs 1 s. Wanted: once; "
-                         "after a timeout nobody knows whether it ran, so a call without a key must not repeat it.")
+            raise NotYet(
+                f"The handler ran {len(runs)} times for one call to a service that needs 1 s."
+                " Wanted: once; after a timeout nobody knows whether it ran, so a call without a"
+                " key must not repeat it."
+            )
         _same(said, b"slow, but done", "The service needed 1 s, the deadline was 3 s", took)
         said, took, sent = await try_it("exercise.nobody", 0.8)
         if sent > 60:
-            raise NotYet(f"Nobody was there, and the call sent {sent} requests in {took:.1f} s. "
-                         "Wanted: a pause between attempts, 60 requests at the most.")
+            raise NotYet(
+                f"Nobody was there, and the call sent {sent} requests in {took:.1f} s. "
+                "Wanted: a pause between attempts, 60 requests at the most."
+            )
         if type(said) is TimeoutError and took > 2.5:
-            raise NotYet(f"Nobody was there, the deadline was 0.8 s, and the call had not ended after {took:.1f} s. "
-                         "Wanted: NoRespondersError by then.")
+            raise NotYet(
+                "Nobody was there, the deadline was 0.8 s, and the call had not ended after"
+                f" {took:.1f} s. Wanted: NoRespondersError by then."
+            )
         if not isinstance(said, NoRespondersError):
-            raise NotYet(f"Nobody was there until the deadline, and the call {_what(said)}. Wanted: NoRespondersError.")
+            raise NotYet(
+                f"Nobody was there until the deadline, and the call {_what(said)}. Wanted:"
+                " NoRespondersError."
+            )
     finally:
         for task in tasks:
             task.cancel()

@@ -1,4 +1,6 @@
-"""Runs an experiment's notebook with other parameters, without a browser, and leaves notebook, data and pictures."""
+"""Runs an experiment's notebook with other parameters, without a browser, and leaves notebook, data
+and pictures."""
+
 import base64
 import os
 from pathlib import Path
@@ -11,12 +13,13 @@ from labkit.errors import LabError
 
 
 def run(name, parameters, out, keep=False):
-    """Runs the notebook (number, name or path) with these parameters; returns the paths of what lies in `out` afterwards.
+    """Runs the notebook (number, name or path) with these parameters; returns the paths of what
+    lies in `out` afterwards.
 
-    parameters: {name: value}, each a name that the notebook's `parameters` cell sets; out: folder (str or Path): the
-    executed notebook, the rows (CSV, from which an interrupted run goes on) and each picture (PNG). keep: also write the
-    results into the notebook itself, as they are committed. Raises LabError if there is no such notebook or parameter, or
-    a cell fails.
+    parameters: {name: value}, each a name that the notebook's `parameters` cell sets; out: folder
+    (str or Path): the executed notebook, the rows (CSV, from which an interrupted run goes on) and
+    each picture (PNG). keep: also write the results into the notebook itself, as they are
+    committed. Raises LabError if there is no such notebook or parameter, or a cell fails.
     """
     path, folder = notebooks.find([name])[0], Path(out).resolve()
     known = papermill.inspect_notebook(str(path))
@@ -24,20 +27,34 @@ def run(name, parameters, out, keep=False):
         raise LabError(f"{path.name} has no `parameters` cell; wanted: an experiment (90 and up).")
     unknown = set(parameters) - set(known)
     if unknown:
-        raise LabError(f"{path.name} has no parameter {sorted(unknown)[0]!r}; wanted: one of {', '.join(known)}.")
+        raise LabError(
+            f"{path.name} has no parameter {sorted(unknown)[0]!r}; wanted: one of"
+            f" {', '.join(known)}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["LABKIT_HEADLESS"] = "1"
     try:
-        done = papermill.execute_notebook(str(path), str(folder / path.name), {**parameters, "out": str(folder)},
-                                          kernel_name="python3", cwd=str(path.parent), progress_bar=False,
-                                          log_output=False, request_save_on_cell_execute=True)
+        done = papermill.execute_notebook(
+            str(path),
+            str(folder / path.name),
+            {**parameters, "out": str(folder)},
+            kernel_name="python3",
+            cwd=str(path.parent),
+            progress_bar=False,
+            log_output=False,
+            request_save_on_cell_execute=True,
+        )
     except papermill.PapermillExecutionError as error:
-        raise LabError(f"{path.name} stopped: {error.ename}: {error.evalue}. Its rows so far are in {folder}; the same "
-                       "command goes on from there.") from None
+        raise LabError(
+            f"{path.name} stopped: {error.ename}: {error.evalue}. Its rows so far are in {folder};"
+            " the same command goes on from there."
+        ) from None
     for cell in done.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                (folder / f"{cell['id']}.png").write_bytes(base64.b64decode(output.data["image/png"]))
+                (folder / f"{cell['id']}.png").write_bytes(
+                    base64.b64decode(output.data["image/png"])
+                )
     if keep:
         _keep(path, done)
     return sorted(folder.iterdir())
@@ -50,4 +67,6 @@ def _keep(path, done):
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = outputs[cell["id"]]
-    path.write_text(nbformat.writes(notebooks.normalise(book)) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(
+        nbformat.writes(notebooks.normalise(book)) + "\n", encoding="utf-8", newline="\n"
+    )

@@ -10,21 +10,26 @@ from pathlib import Path
 
 from nats.errors import Error as NatsError
 
-from labkit.cluster import lifecycle
 from labkit import paths
-from labkit.cluster import nodes, tables
+from labkit.cluster import lifecycle, nodes, tables
 from labkit.cluster.connection import close_client, connect, flush
-from labkit.errors import LabError
 from labkit.cluster.streams import delete, delete_all, stream_names
+from labkit.errors import LabError
 
-FAILURES = (LabError, NatsError, TimeoutError)  # how cleaning up may fail where the servers are not well
-CREATED = "$JS.EVENT.ADVISORY.API"  # the server's own record of what each connection asked of JetStream
+FAILURES = (
+    LabError,
+    NatsError,
+    TimeoutError,
+)  # how cleaning up may fail where the servers are not well
+CREATED = (  # the server's own record of what each connection asked of JetStream
+    "$JS.EVENT.ADVISORY.API"
+)
 
 
-class Account:
+class AccountStreams:
     """On the lab's own cluster the account is the lesson's, and so is every stream in it."""
 
-    stays = ()  # words for each stream that is not known to be the lesson's, see Made
+    stays = ()  # words for each stream that is not known to be the lesson's, see CreatedStreams
 
     def __init__(self, lab):
         self.lab = lab
@@ -91,7 +96,7 @@ def connection(client):
     )
 
 
-class Made(Account):
+class CreatedStreams(AccountStreams):
     """On a cluster of the user's own, only what this lesson's connections created is the lesson's.
 
     The server says who created what: it publishes an audit of every call of the JetStream API, with
@@ -145,12 +150,12 @@ class Made(Account):
         return len(mine)
 
     def _refuse_company(self, names):
-        if names and not os.environ.get("LABKIT_BESIDE"):
+        if names and not os.environ.get("LABKIT_SHARE_ACCOUNT"):
             raise LabError(
                 "This account holds streams that are not the lesson's: "
                 f"{', '.join(sorted(names)[:5])}. Lessons delete and create streams by name "
                 "(ORDERS, JOBS, …), so give them an account of their own with NATS_USER and "
-                "NATS_PASSWORD, or NATS_CREDS. If no name can meet one of theirs: LABKIT_BESIDE=1."
+                "NATS_PASSWORD, or NATS_CREDS. If no names can clash: LABKIT_SHARE_ACCOUNT=1."
             )
 
     async def wipe(self):
@@ -291,7 +296,7 @@ class Note:
 
 def _when(text):
     """A time as the server writes it, with up to 9 digits, in a form that compares (text)."""
-    when = datetime.datetime.fromisoformat(text).astimezone(datetime.timezone.utc)
+    when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
     return when.isoformat(timespec="microseconds")
 
 

@@ -1,24 +1,31 @@
-"""One kernel a lesson: two in one account would read each other's messages, so the second is told so."""
+"""One kernel a lesson: two in one account would read each other's messages, so the second is told
+so."""
+
 import os
 
 from filelock import FileLock, Timeout
 
 from labkit import paths
-from labkit.errors import explained, LabError
+from labkit.errors import LabError, explained
 from labkit.system.launching import is_locked
 
 
 def claim(topic):
-    """Takes the lesson for this process. Returns a lock to release; raises LabError if another kernel has it."""
+    """Takes the lesson for this process. Returns a lock to release; raises LabError if another
+    kernel has it."""
     folder = paths.make_folder(paths.home() / "lessons")
     lock = FileLock(folder / f"{topic}.lock")
     try:
-        lock.acquire(timeout=1)  # who only looks whether it is taken (open_lessons) holds it for a moment
+        lock.acquire(
+            timeout=1
+        )  # who only looks whether it is taken (open_lessons) holds it for a moment
         _owner(topic).write_text(str(os.getpid()), encoding="utf-8", newline="\n")
     except Timeout:
-        raise LabError(f"The lesson {topic!r} is open in another kernel (process {_pid(topic)}), and one account "
-                       "serves one kernel at a time. Close it there: run its last cell, or shut that kernel down "
-                       "(in JupyterLab: Kernel > Shut Down Kernel).") from None
+        raise LabError(
+            f"The lesson {topic!r} is open in another kernel (process {_pid(topic)}), and one"
+            " account serves one kernel at a time. Close it there: run its last cell, or shut that"
+            " kernel down (in JupyterLab: Kernel > Shut Down Kernel)."
+        ) from None
     except OSError as error:
         lock.release()
         raise explained(error) from None

@@ -1,7 +1,8 @@
 """The pictures of the lessons: `from labkit import pictures`, then `pictures.timeline(…)`.
 
-Each function returns a Picture, which shows itself at the end of a cell. matplotlib, whose import takes most of a second,
-is loaded when the first of them is asked for."""
+Each function returns a Picture, which shows itself at the end of a cell. matplotlib, whose import
+takes most of a second, is loaded when the first of them is asked for."""
+
 import importlib
 
 MODULES = {  # module of this package: the functions that it draws with
@@ -23,7 +24,9 @@ __all__ = list(_WHERE)
 
 def __getattr__(name):
     if name not in _WHERE:
-        raise AttributeError(f"labkit.pictures has no {name!r}; it has {', '.join(sorted(_WHERE))}.")
+        raise AttributeError(
+            f"labkit.pictures has no {name!r}; it has {', '.join(sorted(_WHERE))}."
+        )
     return getattr(importlib.import_module(f"labkit.pictures.{_WHERE[name]}"), name)
 
 

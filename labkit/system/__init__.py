@@ -1,1 +1,2 @@
-"""What every process of the lab needs of the system: starting and ending processes, ports, signals."""
+"""What every process of the lab needs of the system: starting and ending processes, ports,
+signals."""

@@ -1,13 +1,17 @@
-"""Ends what must not outlive a notebook's kernel: the processes that it started and the folder that they use.
+"""Ends what must not outlive a notebook's kernel: the processes that it started and the folder that
+they use.
 
-A small process of its own for each kernel (see launching.py), which imports nothing of labkit. Its standard input is a pipe
-whose other end the kernel holds. When the kernel ends, also by SIGKILL, the system closes the pipe. Then this process ends
-everything that was started for the kernel, removes the folder and its lock, and ends itself.
+A small process of its own for each kernel (see launching.py), which imports nothing of labkit. Its
+standard input is a pipe whose other end the kernel holds. When the kernel ends, also by SIGKILL,
+the system closes the pipe. Then this process ends everything that was started for the kernel,
+removes the folder and its lock, and ends itself.
 
     python reaper.py FOLDER [VARIABLE]
 
-VARIABLE is the environment variable that holds FOLDER in the processes to end: LABKIT_OWNER, unless another one is given.
+VARIABLE is the environment variable that holds FOLDER in the processes to end: LABKIT_OWNER, unless
+    another one is given.
 """
+
 import contextlib
 import os
 import shutil
@@ -18,8 +22,8 @@ import psutil
 
 
 def owned(folder, variable="LABKIT_OWNER"):
-    """The living processes that were started with this variable set to `folder` (list of psutil processes), but for reapers: these
-    end by themselves, when they have done their work."""
+    """The living processes that were started with this variable set to `folder` (list of psutil
+    processes), but for reapers: these end by themselves, when they have done their work."""
     return [process for process in psutil.process_iter() if _is_owned(process, folder, variable)]
 
 
@@ -33,7 +37,8 @@ def _is_owned(process, folder, variable):
 
 
 def end(folder, variable="LABKIT_OWNER", timeout=10):
-    """Kills these processes, paused ones too, and looks again until there are none, or for `timeout` seconds."""
+    """Kills these processes, paused ones too, and looks again until there are none, or for
+    `timeout` seconds."""
     limit = time.monotonic() + timeout
     while (processes := owned(folder, variable)) and time.monotonic() < limit:
         for process in processes:

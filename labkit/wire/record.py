@@ -1,5 +1,6 @@
-"""What happened, when, and to whom: callbacks write here, cells read it. (Printing from a callback lands in the
-wrong cell, or nowhere.)"""
+"""What happened, when, and to whom: callbacks write here, cells read it. (Printing from a callback
+lands in the wrong cell, or nowhere.)"""
+
 import time
 
 
@@ -7,8 +8,9 @@ class Recorder:
     """Collects events in the order in which they happened.
 
     log = Recorder()
-    log("published", lane="publisher", msg=1)      # from anywhere in this process: a cell, a callback, a task
-    log.frame()                                    # DataFrame: at (seconds since start), event, and the fields
+    log("published", lane="publisher", msg=1)      # from anywhere in this process: a cell, a
+    callback, a task log.frame()                                    # DataFrame: at (seconds since
+    start), event, and the fields
     """
 
     def __init__(self):
@@ -24,7 +26,11 @@ class Recorder:
     def all(self, event=None, **fields):
         """The events of this kind whose fields have these values (list of dicts, oldest first)."""
         wanted = {**({"event": event} if event else {}), **fields}
-        return [entry for entry in self.events if all(entry.get(key) == value for key, value in wanted.items())]
+        return [
+            entry
+            for entry in self.events
+            if all(entry.get(key) == value for key, value in wanted.items())
+        ]
 
     def count(self, event=None, **fields):
         """How many such events there are."""
@@ -36,8 +42,10 @@ class Recorder:
         return found[-1] if found else None
 
     def frame(self):
-        """All events as a DataFrame: one row an event; columns at (seconds since start), event, then the fields."""
+        """All events as a DataFrame: one row an event; columns at (seconds since start), event,
+        then the fields."""
         import pandas as pd
+
         return pd.DataFrame(self.events, columns=None if self.events else ["at", "event"])
 
     def __repr__(self):

@@ -1,19 +1,26 @@
-"""What no message tells is looked at regularly: the depth of a stream, the numbers of a consumer."""
+"""What no message tells is looked at regularly: the depth of a stream, the numbers of a
+consumer."""
+
 import asyncio
 import contextlib
 
 
 @contextlib.asynccontextmanager
 async def regularly(look, every):
-    """Awaits look() before the block, every so many seconds while it runs, and once more at its end."""
+    """Awaits look() before the block, every so many seconds while it runs, and once more at its
+    end."""
     await look()
     ended = False
 
-    async def go_on():  # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
+    # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
+    async def go_on():
         while not ended:
             await asyncio.sleep(every)
-            with contextlib.suppress(TimeoutError):  # a look that nobody answered in time is one dot less
+            with contextlib.suppress(
+                TimeoutError
+            ):  # a look that nobody answered in time is one dot less
                 await look()
+
     task = asyncio.create_task(go_on())
     try:
         yield
@@ -25,9 +32,9 @@ async def regularly(look, every):
 
 @contextlib.asynccontextmanager
 async def sampling(js, log, *names, every=0.02):
-    """While the block runs, looks at each stream, `every` so many seconds and once more at the end. Notes
-    log("depth", stream=name, messages=n), and log("removed", stream=name, messages=n) when n more are gone than before:
-    a full stream stays as deep as it is while it loses its oldest."""
+    """While the block runs, looks at each stream, `every` so many seconds and once more at the end.
+    Notes log("depth", stream=name, messages=n), and log("removed", stream=name, messages=n) when n
+    more are gone than before: a full stream stays as deep as it is while it loses its oldest."""
     gone = {}
 
     async def look():
@@ -45,11 +52,20 @@ async def sampling(js, log, *names, every=0.02):
 
 @contextlib.asynccontextmanager
 async def watching(js, stream, consumer, log, every=0.02):
-    """While the block runs, looks at the consumer `every` so many seconds, and once more at the end. Notes
-    log("lag", pending=…, ack_pending=…, waiting=…, redelivered=…), named as the columns of lab.consumers()."""
+    """While the block runs, looks at the consumer `every` so many seconds, and once more at the
+    end. Notes log("lag", pending=…, ack_pending=…, waiting=…, redelivered=…), named as the columns
+    of lab.consumers().
+    """
+
     async def look():
         info = await js.consumer_info(stream, consumer)
-        log("lag", pending=info.num_pending, ack_pending=info.num_ack_pending, waiting=info.num_waiting,
-            redelivered=info.num_redelivered)
+        log(
+            "lag",
+            pending=info.num_pending,
+            ack_pending=info.num_ack_pending,
+            waiting=info.num_waiting,
+            redelivered=info.num_redelivered,
+        )
+
     async with regularly(look, every):
         yield

@@ -1,10 +1,13 @@
-"""How long things take, beside their floors, measured in one run: python tests/benchmarks/benchmark.py [runs] [--lessons] [--suite]
+"""How long things take, beside their floors, measured in one run: python
+tests/benchmarks/benchmark.py [runs] [--lessons] [--suite]
 
-Boot of the cluster, Lab.open and imports always; with --lessons the wall time of each notebook in a kernel of its own, with
---suite that of the whole test suite.
-Prints a table: median [least – most] in seconds, number of runs, and the ratio of medians to the floor. Slow ones get
-fewer runs. Nothing is asserted: machines are noisy. Works on an embedded cluster of its own, on other ports than the lab's.
+Boot of the cluster, Lab.open and imports always; with --lessons the wall time of each notebook in a
+kernel of its own, with --suite that of the whole test suite.
+Prints a table: median [least – most] in seconds, number of runs, and the ratio of medians to the
+floor. Slow ones get fewer runs. Nothing is asserted: machines are noisy. Works on an embedded
+cluster of its own, on other ports than the lab's.
 """
+
 import asyncio
 import contextlib
 import io
@@ -20,9 +23,8 @@ import nbformat
 from nbclient import NotebookClient
 
 from labkit import Lab, LabError, notebooks, paths
-from labkit.cluster import nodes, private
+from labkit.cluster import lifecycle, nodes, private
 from labkit.system import ports
-from labkit.cluster import lifecycle
 
 
 def seconds(since):
@@ -49,11 +51,16 @@ async def one_server(runs):
     took = []
     for _ in range(runs):
         start = time.perf_counter()
-        server = subprocess.Popen([nodes.server_binary(), "-a", "127.0.0.1", "-p", str(nodes.first_port())],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            [nodes.server_binary(), "-a", "127.0.0.1", "-p", str(nodes.first_port())],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         while ports.is_free(nodes.first_port()):
             if server.poll() is not None:
-                raise LabError(f"The server ended with code {server.returncode} and never took a connection.")
+                raise LabError(
+                    f"The server ended with code {server.returncode} and never took a connection."
+                )
             await asyncio.sleep(0.001)
         took.append(seconds(start))
         server.kill()
@@ -89,17 +96,30 @@ def imports(module, runs):
 
 
 def lessons(runs):
-    """Seconds of an empty notebook, and of each lesson and experiment: start of a kernel, all cells, its end."""
+    """Seconds of an empty notebook, and of each lesson and experiment: start of a kernel, all
+    cells, its end."""
+
     async def run(book, folder):
         start = time.perf_counter()
-        client = NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}},
-                                extra_arguments=["--log-level=ERROR"])
+        client = NotebookClient(
+            book,
+            timeout=300,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            extra_arguments=["--log-level=ERROR"],
+        )
         await client.async_execute()
         return seconds(start)
+
     asyncio.run(lifecycle.find_or_start())
     empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("pass")])
-    books = {"an empty notebook": lambda: empty} | {path.stem: lambda path=path: nbformat.read(path, 4) for path in notebooks.find()}
-    took = {name: [asyncio.run(run(read(), str(notebooks.FOLDER))) for _ in range(runs)] for name, read in books.items()}
+    books = {"an empty notebook": lambda: empty} | {
+        path.stem: lambda path=path: nbformat.read(path, 4) for path in notebooks.find()
+    }
+    took = {
+        name: [asyncio.run(run(read(), str(notebooks.FOLDER))) for _ in range(runs)]
+        for name, read in books.items()
+    }
     lifecycle.end_embedded()
     return took
 
@@ -109,7 +129,12 @@ def suite():
     took = []
     for more in (["--collect-only"], []):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pytest", "-q", *more], cwd=paths.PROJECT, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *more],
+            cwd=paths.PROJECT,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         took.append([seconds(start)])
     return took
 
@@ -123,13 +148,17 @@ def row(name, values, floor=None):
 def main(runs, with_lessons, with_suite):
     os.environ["LABKIT_HEADLESS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(LABKIT_HOME=folder, LABKIT_PORT=str(private.free_base()), LABKIT_BACKEND="embedded")
+        os.environ.update(
+            LABKIT_HOME=folder, LABKIT_PORT=str(private.free_base()), LABKIT_BACKEND="embedded"
+        )
         floor = asyncio.run(one_server(runs))
         ready, stream = asyncio.run(boots(runs))
         plain, lab_open = asyncio.run(opens(runs))
         lifecycle.end_embedded()
         books = lessons(max(2, runs // 10)) if with_lessons else {}
-    bare, with_nats, with_lab = (imports(module, max(3, runs // 4)) for module in ("sys", "nats", "labkit"))
+    bare, with_nats, with_lab = (
+        imports(module, max(3, runs // 4)) for module in ("sys", "nats", "labkit")
+    )
     print("median [least – most] in seconds, runs, ratio to the row with which each group begins\n")
     row("one plain server answers", floor)
     row("three nodes ready", ready, floor)

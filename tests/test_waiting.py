@@ -1,4 +1,6 @@
-"""What `lab.until` says of a condition that does not come true: its source, and the values behind it."""
+"""What `lab.until` says of a condition that does not come true: its source, and the values behind
+it."""
+
 import asyncio
 import functools
 
@@ -40,8 +42,10 @@ async def all_there():
 
 async def test_of_a_function_it_tells_the_local_variables_at_its_end_and_the_source():
     text = await said(enough)
-    assert text.startswith("Timed out after 0.01 s waiting for `enough`. "
-                           "Last seen: count = 3, got = [1, 2] (2 items).\n\n    def enough():")
+    assert text.startswith(
+        "Timed out after 0.01 s waiting for `enough`. "
+        "Last seen: count = 3, got = [1, 2] (2 items).\n\n    def enough():"
+    )
     assert text.endswith("        return count > 5")
 
 
@@ -55,6 +59,7 @@ async def test_of_one_that_a_lambda_calls():
     async def at_least(number):
         seen = len(got)
         return seen >= number
+
     assert "`at_least(3)`. Last seen: number = 3, seen = 2." in await said(lambda: at_least(3))
 
 
@@ -63,28 +68,39 @@ async def test_of_one_that_hangs_what_it_held_so_far():
         asked = 1
         await asyncio.sleep(60)
         return asked
+
     assert "`hangs`. Last seen: asked = 1, it had not returned yet." in await said(hangs)
 
 
 async def test_of_a_lambda_exactly_its_own_text():
     log = Recorder()
     log("acked")
-    pair = (lambda: "é" == "ü" and len(got) > 2), (lambda: {"a": 1, "b": [2, 3]} == sub.delivered)
-    assert """`"é" == "ü" and len(got) > 2`. Last seen: len(got) = 2, got = [1, 2]""" in await said(pair[0])
-    assert """`{"a": 1, "b": [2, 3]} == sub.delivered`. Last seen: sub.delivered = 7.""" in await said(pair[1])
-    assert "`log.count('acked') == 4 and got`. Last seen: log.count('acked') = 1" in await said(lambda: (
-        log.count("acked") == 4
-        and got))
+    pair = (lambda: "é" == "ü" and len(got) > 2), (lambda: sub.delivered == {"a": 1, "b": [2, 3]})
+    assert """`"é" == "ü" and len(got) > 2`. Last seen: len(got) = 2, got = [1, 2]""" in await said(
+        pair[0]
+    )
+    words = """`sub.delivered == {"a": 1, "b": [2, 3]}`. Last seen: sub.delivered = 7."""
+    assert words in await said(pair[1])
+    assert "`log.count(\"acked\") == 4 and got`. Last seen: log.count('acked') = 1" in await said(
+        lambda: log.count("acked") == 4 and got
+    )
 
 
-@pytest.mark.parametrize("condition, words", [
-    (sub.done, "`done`. Last seen: it returned False."),
-    (functools.partial(enough), "Last seen: it returned False."),
-    (asyncio.Event().is_set, "`is_set`. Last seen: self._value = False."),
-    (eval("lambda: len(got) == 3"), "Last seen: got = [1, 2] (2 items)."),
-    (lambda start=9: sub.delivered > start, "`sub.delivered > start`. Last seen: sub.delivered = 7, start = 9."),
-    (lambda: [x for x in got if x > 5], "it returned [] (0 items)."),
-    (list, "`list`. Last seen: it returned [] (0 items).")])
+@pytest.mark.parametrize(
+    "condition, words",
+    [
+        (sub.done, "`done`. Last seen: it returned False."),
+        (functools.partial(enough), "Last seen: it returned False."),
+        (asyncio.Event().is_set, "`is_set`. Last seen: self._value = False."),
+        (eval("lambda: len(got) == 3"), "Last seen: got = [1, 2] (2 items)."),
+        (
+            lambda start=9: sub.delivered > start,
+            "`sub.delivered > start`. Last seen: sub.delivered = 7, start = 9.",
+        ),
+        (lambda: [x for x in got if x > 5], "it returned [] (0 items)."),
+        (list, "`list`. Last seen: it returned [] (0 items)."),
+    ],
+)
 async def test_whatever_the_condition_is(condition, words):
     assert words in await said(condition)
 
@@ -93,7 +109,11 @@ async def test_long_values_are_shortened_and_show_their_size():
     long = "x" * 5000
     many = list(range(5000))
     text = await said(lambda: long in many)
-    assert "(5000 characters)" in text and "[0, 1, 2, 3, 4, 5, ...] (5000 items)" in text and len(text) < 400
+    assert (
+        "(5000 characters)" in text
+        and "[0, 1, 2, 3, 4, 5, ...] (5000 items)" in text
+        and len(text) < 400
+    )
 
 
 async def test_a_condition_that_comes_true_is_not_looked_at_again():
