@@ -62,7 +62,7 @@ async def _told(describe, condition, value, frame):
 
 
 def what_it_saw(condition, value, frame=None, called=None):
-    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).'; of a def the source, too.
+    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).'; of a def its source.
 
     value: what the condition returned last; frame: of its coroutine, if it had one (one that has
     ended still holds its variables). A plain function is called once more, and watched: nothing is

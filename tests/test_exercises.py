@@ -1,15 +1,20 @@
-"""Every exercise, three ways: the stub is not attempted, the solution passes, each wrong answer
-hears its own words."""
+"""Every exercise, four ways: the stub is not attempted, the solution passes, each wrong answer
+hears its own words, and each right answer in another style passes."""
 
+import asyncio
 import collections
 import importlib
+import inspect
+import os
 import re
 
+import answers
 import nbformat
 import pytest
 
-from labkit import Lab, LabError, exercises, notebooks
+from labkit import Lab, LabError, notebooks
 from labkit.cluster.faults import is_consequence
+from labkit.exercises import engine
 from labkit.processes import workers
 
 BOOKS = {
@@ -17,10 +22,16 @@ BOOKS = {
     for path in notebooks.find()
     if not path.name.startswith("9")
 }
+TABLE = inspect.cleandoc("""
+    # Exercise × answers
+
+    Written by `LABKIT_WRITE_ANSWERS=1 python -m pytest tests/test_exercises.py -k table`; without
+    the variable this test compares it.
+    """)
 
 
 def stubs(topic):
-    """{exercise: source of its starter cell}, and the same for the cells that check."""
+    """{exercise: (source of its starter cell, source of the cell that checks)}."""
     sources = {
         cell["id"]: cell.source for cell in BOOKS[topic].cells if cell["id"].startswith("ex-")
     }
@@ -34,9 +45,9 @@ def stubs(topic):
 
 def defined(topic):
     module = importlib.import_module(f"labkit.exercises.{topic}")
-    return {
-        name: item for name, item in vars(module).items() if isinstance(item, exercises.Exercise)
-    }
+    found = {name: item for name, item in vars(module).items() if isinstance(item, engine.Exercise)}
+    assert all(item.name == name for name, item in found.items())
+    return found
 
 
 ALL = [(topic, name) for topic in BOOKS for name in defined(topic)]
@@ -46,13 +57,21 @@ PRIVATE = {
     for topic, book in BOOKS.items()
     if "private=True" in next(c.source for c in book.cells if c["id"] == "setup")
 }
-WRONG = [
-    pytest.param(
-        topic, name, mistake, marks=pytest.mark.soak if topic in PRIVATE else ()
-    )  # three minutes of elections
-    for topic, name in ALL
-    for mistake in defined(topic)[name].wrong
-]
+
+
+def cases(right):
+    """Parameters (topic, answer) for the answers that are right, or wrong."""
+    return [
+        pytest.param(
+            answer.topic,
+            answer,
+            id=f"{answer.topic}-{answer.exercise}-{answer.name}",
+            # Together they are three minutes of elections.
+            marks=pytest.mark.soak if answer.topic in PRIVATE else (),
+        )
+        for answer in answers.every()
+        if bool(answer.words) != right
+    ]
 
 
 @pytest.fixture
@@ -70,10 +89,23 @@ async def answered(lab, name, source):
     own check cell."""
     check = stubs(lab.topic)[name][1]
     variable = re.search(r"\((\w+|\"\w+.py\")\)\s*$", check)[1]
-    scope = await exercises.run_source(source, lab=lab, nc=lab.nc, js=lab.js)
-    return await getattr(lab.exercises, name).verdict(
-        scope.get(variable, scope.get("answer", variable.strip('"')))
-    )
+    scope = await engine.run_source(source, lab=lab, nc=lab.nc, js=lab.js)
+    exercise = getattr(lab.exercises, name)
+    return await exercise.verdict(scope[variable] if variable in scope else variable.strip('"'))
+
+
+def written(topic, answer):
+    """The answer as a learner writes it into the starter cell (text)."""
+    exercise = defined(topic)[answer.exercise]
+    check = stubs(topic)[answer.exercise][1]
+    variable = re.search(r"\((\w+|\"\w+.py\")\)\s*$", check)[1]
+    source = answer.source(variable)
+    name = getattr(answer.value, "__name__", None)
+    if exercise.file:
+        return f"%%worker {exercise.file}\n{source.replace(f'def {name}(', 'def work(')}"
+    if exercise.variable and name:
+        return f"{source}\n\n{variable} = {name}()"
+    return f"{source}\n\n{variable} = {name}" if name else source
 
 
 @pytest.mark.parametrize("topic", BOOKS)
@@ -87,14 +119,40 @@ def test_notebook_and_module_name_the_same_exercises(topic):
 async def test_the_stub_is_not_attempted_and_the_solution_passes_twice(lab, topic, name):
     assert "not attempted" in await answered(lab, name, stubs(topic)[name][0])
     for _ in range(2):
-        assert await answered(lab, name, defined(topic)[name].source) == f"{name}: passed."
+        solution = defined(topic)[name].solution_text()
+        assert await answered(lab, name, solution) == f"{name}: passed."
 
 
-@pytest.mark.parametrize("topic, name, mistake", WRONG)
-async def test_a_wrong_answer_hears_its_own_words(lab, topic, name, mistake):
-    source, words = defined(topic)[name].wrong[mistake]
-    verdict = await answered(lab, name, exercises.inspect.cleandoc(source))
-    assert verdict.startswith(f"{name}: not yet. ") and words in verdict, verdict
+@pytest.mark.parametrize("topic, answer", cases(right=False))
+async def test_a_wrong_answer_hears_its_own_words(lab, topic, answer):
+    verdict = await answered(lab, answer.exercise, written(topic, answer))
+    assert verdict.startswith(f"{answer.exercise}: not yet. "), verdict
+    assert answer.words in verdict, verdict
+
+
+@pytest.mark.parametrize("topic, answer", cases(right=True))
+async def test_a_right_answer_in_another_style_passes(lab, topic, answer):
+    verdict = await answered(lab, answer.exercise, written(topic, answer))
+    assert verdict == f"{answer.exercise}: passed."
+
+
+def test_the_table_of_answers_is_that_of_the_answers(request):
+    """Exercise × (wrong answers, right answers in another style); "none" is a cell to be filled."""
+    rows = ["| lesson | exercise | wrong answers | right in another style |", "|---|---|---|---|"]
+    for topic, name in ALL:
+        mine = [each for each in answers.every() if (each.topic, each.exercise) == (topic, name)]
+        columns = [[each.name for each in mine if bool(each.words) == wrong] for wrong in (1, 0)]
+        cells = [" · ".join(f"`{name}`" for name in column) or "none" for column in columns]
+        rows.append(f"| {topic} | {name} | {' | '.join(cells)} |")
+    table = f"{TABLE}\n\n" + "\n".join(rows) + "\n"
+    path = request.path.parent / "answers" / "README.md"
+    if os.environ.get("LABKIT_WRITE_ANSWERS"):
+        path.write_text(table, encoding="utf-8", newline="\n")
+    assert path.read_text(encoding="utf-8") == table
+
+
+def test_every_answer_is_to_an_exercise():
+    assert {(each.topic, each.exercise) for each in answers.every()} <= set(ALL)
 
 
 async def test_after_close_a_check_asks_for_the_setup_cell(shared):
@@ -109,18 +167,23 @@ async def test_after_close_a_check_asks_for_the_setup_cell(shared):
 @pytest.fixture
 def unseen(monkeypatch):
     """As in a new kernel: no hint was shown yet."""
-    monkeypatch.setattr(exercises, "_shown", collections.Counter(), raising=False)
+    monkeypatch.setattr(engine, "_shown", collections.Counter(), raising=False)
 
 
 @pytest.mark.parametrize("topic, name", ALL)
 def test_there_is_a_wrong_answer_and_a_way_to_help(unseen, topic, name, capsys):
     item = defined(topic)[name]
-    assert item.wrong and item.hints and item.task
+    assert item.hints and item.task and item.answer is not None
+    assert [
+        each
+        for each in answers.every()
+        if (each.topic, each.exercise, bool(each.words)) == (topic, name, True)
+    ]
     for number, hint in enumerate(item.hints, 1):
         item.hint()
         assert capsys.readouterr().out == f"Hint {number} of {len(item.hints)}: {hint}\n"
     item.solution()
-    assert item.source in capsys.readouterr().out
+    assert item.solution_text() in capsys.readouterr().out
 
 
 async def test_hints_move_on_whichever_way_the_exercise_is_reached(unseen, shared, capsys):
@@ -148,14 +211,12 @@ async def test_hints_move_on_whichever_way_the_exercise_is_reached(unseen, share
     await again.close()
 
 
-async def test_a_check_that_never_ends_is_ended(monkeypatch):
-    monkeypatch.setattr(exercises, "LIMIT", 0.05)
-
+async def test_a_check_that_never_ends_is_ended():
     async def patient(lab, answer):
         "Wait."
-        await exercises.asyncio.sleep(60)
+        await asyncio.sleep(60)
 
-    exercise = exercises.Exercise(patient, [], "", {}).bind(None)
+    exercise = engine.Exercise(patient, [], limit=0.05)
     assert "did not end within 0.05 s" in await exercise.verdict(1)
 
 
@@ -163,7 +224,7 @@ async def test_a_coroutine_in_place_of_a_function_is_told_apart():
     async def check(lab, answer):
         "Anything."
 
-    exercise = exercises.Exercise(check, [], "", {}).bind(None)
+    exercise = engine.Exercise(check, [])
     assert "without calling it" in await exercise.verdict(check(None, None))
 
 
@@ -186,7 +247,7 @@ async def test_a_coroutine_in_place_of_a_function_is_told_apart():
     ],
 )  # the last one has no source
 async def test_only_the_untouched_stub_is_not_attempted(source, expected):
-    assert exercises.untouched((await exercises.run_source(source))["answer"]) is expected
+    assert engine.untouched((await engine.run_source(source))["answer"]) is expected
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from nats.errors import Error as NatsError
 from nats.js.errors import ServerError
 
 from labkit import LabError, notebooks
-from labkit.exercises import production_settings, run_source
+from labkit.exercises import production_settings
+from labkit.exercises.engine import run_source
 from labkit.processes import workers
 
 BOOK = {

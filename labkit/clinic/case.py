@@ -11,7 +11,7 @@ import time
 from labkit.cluster import connection
 from labkit.cluster.streams import delete_all, stream_names
 from labkit.errors import LabError
-from labkit.exercises import next_hint
+from labkit.exercises.engine import next_hint
 
 LIMIT = 25  # seconds after which a check gives up, whatever happens
 CAUSES = [

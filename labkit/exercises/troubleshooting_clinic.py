@@ -81,7 +81,7 @@ async def diagnose(lab, answer):
     others."""
     _wants(answer, "js, stream, consumer")
     js = lab.js
-    await _fresh(lab, "EX_WARD", subjects=["ex.reaper.*"])
+    await _fresh(lab, "EX_WARD", subjects=["ex.ward.*"])
     wanted = {
         "BLIND": "filter",
         "STUCK": "ack pending",
@@ -96,10 +96,10 @@ async def diagnose(lab, answer):
                 durable_name=name,
                 max_ack_pending=3,
                 ack_wait=30,
-                filter_subject="ex.word.*" if name == "BLIND" else "ex.reaper.*",
+                filter_subject="ex.word.*" if name == "BLIND" else "ex.ward.*",
             )
         for number in range(6):
-            await js.publish(f"ex.reaper.{number}", b"")
+            await js.publish(f"ex.ward.{number}", b"")
         await lab.settled("EX_WARD")
         for name, acks in [("STUCK", 0), ("BUSY", 1), ("DONE", 6)]:
             sub = await js.pull_subscribe_bind(name, "EX_WARD")

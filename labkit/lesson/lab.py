@@ -12,7 +12,7 @@ from labkit.cluster import faults, lifecycle, nodes, private, raft, readiness, t
 from labkit.cluster.connection import close_client, connect
 from labkit.cockpit import panel
 from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
-from labkit.exercises import book
+from labkit.exercises.engine import book
 from labkit.lesson import banner, cleanup
 from labkit.lesson.lock import claim
 from labkit.processes import workers

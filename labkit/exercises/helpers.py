@@ -1,0 +1,50 @@
+"""What several checks need: a stream made anew, a queue of jobs, a fetch that may find nothing."""
+
+import asyncio
+import inspect
+
+from labkit.cluster.streams import delete
+from labkit.exercises.engine import want
+
+
+def wants_function(answer, arguments, coroutine=True):
+    """Raises NotYet unless the answer is a function, of the right kind, that takes so many
+    arguments. arguments: their names, as text ("nc, stop")."""
+    wanted = f"{'async ' if coroutine else ''}def …({arguments})"
+    want(callable(answer), f"{answer!r} is a {type(answer).__name__}", f"a function, {wanted}")
+    kind = "an async function" if inspect.iscoroutinefunction(answer) else "no async function"
+    name = getattr(answer, "__name__", repr(answer))
+    want(inspect.iscoroutinefunction(answer) == coroutine, f"{name} is {kind}", wanted)
+    names = list(inspect.signature(answer).parameters)
+    fits = len(names) == len(arguments.split(", "))
+    want(fits, f"{name} takes ({', '.join(names)})", f"({arguments})")
+
+
+async def fresh_stream(lab, name, **config):
+    """Makes this stream anew, with no message in it and no id remembered."""
+    await delete(lab.js, name)
+    await lab.js.add_stream(name=name, **config)
+    await lab.settled(name)
+
+
+async def queue(lab, name, bodies, workers=1, stream=None, **consumer):
+    """A stream made anew, a message in it for each of these bodies (bytes), and the durable
+    consumer `worker` with these settings. stream: settings of the stream. Returns the
+    subscriptions of so many workers (list)."""
+    subject = name.lower()
+    await delete(lab.js, name)
+    await lab.js.add_stream(name=name, subjects=[f"{subject}.*"], **(stream or {}))
+    await lab.js.add_consumer(name, durable_name="worker", ack_policy="explicit", **consumer)
+    await lab.settled(name)
+    for body in bodies:
+        await lab.js.publish(f"{subject}.new", body)
+    binds = [lab.js.pull_subscribe_bind("worker", name) for _ in range(workers)]
+    return await asyncio.gather(*binds)
+
+
+async def fetch(sub, batch=1, timeout=1):
+    """What a fetch finds within so many seconds (list); empty if nothing comes."""
+    try:
+        return await sub.fetch(batch, timeout=timeout)
+    except TimeoutError:
+        return []
