@@ -1,5 +1,5 @@
-"""The one way to wait: until a condition is true. Where it does not come true, the error says what
-was seen: the values behind the condition."""
+"""One function for all waiting: until a condition is true. If it does not become true, the error
+says what was seen: the values behind the condition."""
 
 import ast
 import asyncio
@@ -14,81 +14,91 @@ import types
 
 from labkit.errors import LabError, check_timeout
 
-UNFINISHED = object()  # in place of a value: the condition had not returned when time was over
+UNFINISHED = object()  # instead of a value: the condition had not returned when the time was up
 SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 80  # characters
+SHORT.maxstring = 80  # characters
+SHORT.maxother = 80
 
 
 async def until(condition, timeout, describe=None, every=0.01):
-    """Waits until condition() is true; returns what it returned.
+    """Waits until condition() is true. Returns what it returned.
 
-    condition: a function, or one that returns an awaitable. timeout, every: seconds, in all and
-    between two looks. describe: what is waited for, in words (default: the source of the
-    condition); or a function, or coroutine function, that returns all that there is to say.
-    Raises LabError when time is over, and what the condition itself raises at once.
+    condition: a function that returns a value or an awaitable. timeout: seconds, in all. every:
+    seconds between two calls. describe: what the error says was waited for. Without it, the source
+    of the condition and the values behind it; a text ("n1 to start") takes the place of the source;
+    a function (it may be async) returns everything, the values too.
+
+    Raises LabError when the time is up. An exception of the condition ends the wait at once.
     """
     check_timeout(timeout)
     end = time.monotonic() + timeout
     while True:
         value = condition()
-        # Taken now: a coroutine that has ended no longer tells its frame.
-        frame = getattr(value, "cr_frame", None)
+        frame = getattr(value, "cr_frame", None)  # a coroutine that has ended does not show it
         if inspect.isawaitable(value):
-            value = await _within(value, end)
+            value = await _before(end, value)
         if value and value is not UNFINISHED:
             return value
         if time.monotonic() >= end:
-            what = await _told(describe, condition, value, frame)
-            raise LabError(f"Timed out after {timeout:.3g} s waiting for {what}")
+            words = await _words(describe, condition, value, frame)
+            raise LabError(f"Timed out after {timeout:.3g} s waiting for {words}")
         await asyncio.sleep(every)
 
 
-async def _within(awaitable, end):
-    """What the condition returns, or UNFINISHED when time is over first."""
+async def _before(end, awaitable):
+    """Returns what the condition returns, or UNFINISHED if it takes longer than until `end`."""
+    left = max(0.05, end - time.monotonic())  # a very short timeout still lets it begin
     try:
-        return await asyncio.wait_for(awaitable, max(0.05, end - time.monotonic()))
-    except TimeoutError:  # of this wait, or of what the condition asks
-        if time.monotonic() < end:
+        async with asyncio.timeout(left) as limit:
+            return await awaitable
+    except TimeoutError:
+        if not limit.expired():  # a TimeoutError of the condition's own
             raise
         return UNFINISHED
 
 
-async def _told(describe, condition, value, frame):
-    """The words that stand behind "waiting for" (text)."""
-    if callable(describe):
-        words = describe()
-        return await words if inspect.isawaitable(words) else words
-    return what_it_saw(condition, value, frame, describe)
+async def _words(describe, condition, value, frame):
+    """Returns what the error says behind "waiting for" (text)."""
+    if not callable(describe):
+        return what_it_saw(condition, value, frame, describe)
+    words = describe()
+    if inspect.isawaitable(words):
+        words = await words
+    return words
 
 
-def what_it_saw(condition, value, frame=None, called=None):
-    """'`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).'; of a def its source.
+def what_it_saw(condition, value, frame=None, name=None):
+    """Returns '`len(got) >= 3`. Last seen: len(got) = 2, got = [1, 2] (2 items).'
 
-    value: what the condition returned last; frame: of its coroutine, if it had one (one that has
-    ended still holds its variables). A plain function is called once more, and watched: nothing is
-    left of a call that is over. called: words for the condition in place of its source."""
+    The source of a function that is not a lambda follows on lines of its own.
+    value: what the condition returned last. frame: of its coroutine, if it had one; it still holds
+    its variables. A plain function leaves nothing behind, so it is called once more and watched.
+    name: words to stand in place of the source.
+    """
     code = getattr(condition, "__code__", None)
     if code and not frame:
-        frame = _called_once_more(condition)
-    text, node = _written(code) if code else (None, None)
-    held = _held(condition, code, node, frame)
-    seen = [f"{name} = {_short(what)}" for name, what in held.items()]
+        frame = _frame_of_another_call(condition)
+    source, node = _source_of(code) if code else (None, None)
+    seen = [
+        f"{expression} = {_short(found)}"
+        for expression, found in _values(condition, code, node, frame).items()
+    ]
     if value is UNFINISHED:
         seen.append("it had not returned yet")
     elif value is not False or not seen:
         seen.append(f"it returned {_short(value)}")
-    name, source = f"`{getattr(condition, '__name__', None) or _short(condition)}`", ""
-    if called:
-        name = called
-    elif isinstance(node, ast.Lambda):
-        name = f"`{text}`"
-    elif text:
-        source = f"\n\n{textwrap.indent(text, '    ')}"
-    return f"{name}. Last seen: {', '.join(seen)}.{source}"
+    below = ""
+    if not name and isinstance(node, ast.Lambda):
+        name = f"`{source}`"
+    elif not name:
+        name = f"`{getattr(condition, '__name__', None) or _short(condition)}`"
+        if source:
+            below = f"\n\n{textwrap.indent(source, '    ')}"
+    return f"{name}. Last seen: {', '.join(seen)}.{below}"
 
 
-def _called_once_more(condition):
-    """The frame of the condition's own function in one more call of it, or None."""
+def _frame_of_another_call(condition):
+    """Calls the condition once more. Returns the frame of its own function, or None."""
     frames = []
 
     def keep(frame, event, _):
@@ -105,101 +115,131 @@ def _called_once_more(condition):
     return frames[-1] if frames else None
 
 
-def _written(code):
-    """How this code stands in its file or cell: (text, ast node), or (None, None). The text of a
-    lambda is its body."""
+# --- the source of a condition
+
+
+def _source_of(code):
+    """Returns what stands for this code in its file or cell: (text, ast node), or (None, None).
+
+    The text of a lambda is its body."""
     source = "".join(linecache.getlines(code.co_filename))
     try:
-        nodes = [node for node in ast.walk(ast.parse(source)) if _is_of(code, node)]
+        nodes = [node for node in ast.walk(ast.parse(source)) if _is_source_of(code, node)]
     except SyntaxError:
         return None, None
     if not nodes:
         return None, None
-    node = nodes[-1]  # of lambdas in each other, the inner one
-    if isinstance(node, ast.Lambda):
-        text = ast.get_source_segment(source, node.body)
-        return (text if "\n" not in text else ast.unparse(node.body)), node
-    return textwrap.dedent(ast.get_source_segment(source, node, padded=True)), node
+    node = nodes[-1]  # of two lambdas, one inside the other, this is the inner one
+    if not isinstance(node, ast.Lambda):
+        return textwrap.dedent(ast.get_source_segment(source, node, padded=True)), node
+    text = ast.get_source_segment(source, node.body)
+    if "\n" in text:
+        text = ast.unparse(node.body)
+    return text, node
 
 
-def _is_of(code, node):
+def _is_source_of(code, node):
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         first = min(part.lineno for part in [node, *node.decorator_list])
         return (node.name, first) == (code.co_name, code.co_firstlineno)
-    if not isinstance(node, ast.Lambda) or code.co_name != "<lambda>":
-        return False
-    places = [place for place in code.co_positions() if place[3]]  # the others are of no expression
-    body = node.body
-    first, last = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
+    if isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
+        return _lies_within(code, node.body)
+    return False
+
+
+def _lies_within(code, body):
+    """True if each instruction of the code comes from this piece of source. Positions tell apart
+    two lambdas on one line."""
+    places = [place for place in code.co_positions() if place[3]]  # without: of no expression
+    first = body.lineno, body.col_offset
+    last = body.end_lineno, body.end_col_offset
     return bool(places) and all(
-        first <= (line, column) and (end_line, end) <= last
-        for line, end_line, column, end in places
+        first <= (line, column) and (end_line, end_column) <= last
+        for line, end_line, column, end_column in places
     )
 
 
-def _held(condition, code, node, frame):
-    """{expression: value} of the names that the condition reads, also dotted ones, and of the calls
-    that it compares."""
+# --- the values behind a condition
+
+
+def _values(condition, code, node, frame):
+    """Returns {expression: value} of the names that the condition reads, also dotted ones, and of
+    the calls that it compares."""
     if not code:
         return {}
     scope = condition.__globals__ | inspect.getclosurevars(condition).nonlocals
     if frame:
         scope |= frame.f_locals
     if node:
-        texts = [*_compared_calls(node), *_names(node)]
+        expressions = [*_compared_calls(node), *_names(node)]
     else:
-        texts = [*code.co_varnames, *code.co_freevars, *code.co_names]
-    if frame and frame.f_code is not code:  # a lambda that calls an async def: that one's variables
-        texts += frame.f_locals
+        expressions = [*code.co_varnames, *code.co_freevars, *code.co_names]
+    if frame and frame.f_code is not code:  # a lambda that calls an async def: what that one holds
+        expressions += frame.f_locals
     found = {}
-    for text in texts:
-        with contextlib.suppress(Exception):  # a comprehension's variable, or not set yet
-            found[text] = eval(text, scope)
-    return {text: value for text, value in found.items() if _tells(value)}
+    for expression in expressions:
+        with contextlib.suppress(Exception):  # a comprehension's variable, or one not set yet
+            found[expression] = eval(expression, scope)
+    return {expression: value for expression, value in found.items() if _is_data(value)}
 
 
 def _compared_calls(node):
-    """Source of the calls whose results a lambda compares or combines: `len(got)` in `len(got) >
-    3`. To make them once more does no harm: until() has called the condition over and over."""
-    for part in ast.walk(node) if isinstance(node, ast.Lambda) else ():
-        operands = getattr(part, "values", [])  # of `and` and `or`
-        if isinstance(part, ast.Compare):
+    """Yields the source of calls whose results a lambda compares or combines: `len(got)` in
+    `len(got) > 3`. One more call does no harm: until() has called the condition many times."""
+    if not isinstance(node, ast.Lambda):
+        return
+    for part in ast.walk(node):
+        operands = []
+        if isinstance(part, ast.BoolOp):
+            operands = part.values
+        elif isinstance(part, ast.Compare):
             operands = [part.left, *part.comparators]
-        yield from (ast.unparse(operand) for operand in operands if isinstance(operand, ast.Call))
+        for operand in operands:
+            if isinstance(operand, ast.Call):
+                yield ast.unparse(operand)
 
 
 def _names(node):
-    """The names that this piece of source reads, also dotted ones (`sub.delivered`); of a method
-    that it calls, what the method belongs to."""
-    dotted = isinstance(node, ast.Attribute) and ast.unparse(node)
+    """Yields the names that this piece of source reads, also dotted ones (`sub.delivered`). Of a
+    call of a method, that is what the method belongs to."""
     if isinstance(node, ast.Name):
         yield node.id
-    elif dotted and all(map(str.isidentifier, dotted.split("."))):
-        yield dotted
-    else:
-        for child in ast.iter_child_nodes(node):
-            called = isinstance(node, ast.Call) and child is node.func
-            yield from _names(child.value if called and isinstance(child, ast.Attribute) else child)
+        return
+    if isinstance(node, ast.Attribute) and _is_dotted_name(ast.unparse(node)):
+        yield ast.unparse(node)
+        return
+    for child in ast.iter_child_nodes(node):
+        is_method = isinstance(node, ast.Call) and child is node.func
+        if is_method and isinstance(child, ast.Attribute):
+            child = child.value
+        yield from _names(child)
 
 
-def _tells(value):
-    """True for data: not for functions, classes and modules, nor for what has no words of its own
+def _is_dotted_name(text):
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def _is_data(value):
+    """True for data. False for functions, classes and modules, and for what only shows its address
     (`<object at 0x…>`)."""
     if inspect.iscoroutine(value):
         value.close()  # nobody awaits it
         return False
-    has_words = type(value).__repr__ is not object.__repr__
-    return has_words and not callable(value) and not isinstance(value, types.ModuleType)
+    if callable(value) or isinstance(value, types.ModuleType):
+        return False
+    return type(value).__repr__ is not object.__repr__
 
 
 def _short(value):
-    """The value as text of one line, shortened if it is long, and its size."""
+    """Returns the value as one line of text, with its size; shortened if it is long."""
     text = " ".join(SHORT.repr(value).split())
     try:
         size = len(value)
-    except Exception:  # it has none; what has a size may still fail to tell it
+    except Exception:  # it has no size, or fails to tell it
         return text
-    if isinstance(value, (str, bytes)):
-        unit = "character" if isinstance(value, str) else "byte"
-        return f"{text} ({size} {unit}s)" if size > SHORT.maxstring - 2 else text
-    return f"{text} ({size} item{'s' * (size != 1)})"
+    if not isinstance(value, (str, bytes)):
+        return f"{text} ({size} item{'' if size == 1 else 's'})"
+    if size <= SHORT.maxstring - 2:
+        return text
+    unit = "characters" if isinstance(value, str) else "bytes"
+    return f"{text} ({size} {unit})"

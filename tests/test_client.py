@@ -1,4 +1,4 @@
-"""A first connection, and whatever else is begun: cancelled or too late, it leaves nothing."""
+"""A connection, worker, close or flush that is cancelled, at any moment, leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -12,20 +12,26 @@ from labkit import Lab, LabError
 from labkit.cluster import connection, nodes
 from labkit.processes import workers
 from labkit.system import ports
+from labkit.waiting import until
 
-WAITS = "import asyncio\nasync def work(nc, js, point):\n    await asyncio.sleep(60)\n"
+WAITS = """
+import asyncio
+
+async def work(nc, js, point):
+    await asyncio.sleep(60)
+"""
 
 
 @pytest.fixture
 async def lab(shared):
     lab = await Lab.open("checks")
     yield lab
-    await lab._leave()
+    await lab._end()
 
 
 @pytest.fixture
 def counted(server):
-    """A nats-server: (its address, a function that tells how many connections it has)."""
+    """A nats-server: (its address, a function that returns how many connections it has)."""
     monitor = ports.free_port()
     port, _ = server(f"http: 127.0.0.1:{monitor}")
 
@@ -34,12 +40,6 @@ def counted(server):
             return json.load(answer)["num_connections"]
 
     return f"nats://127.0.0.1:{port}", connections
-
-
-async def until(condition):
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def cancel_after(turns, task):
@@ -51,10 +51,10 @@ async def cancel_after(turns, task):
 
 async def nothing_runs():
     """Waits until no task runs but the test's own."""
-    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, 15)
 
 
-async def test_a_connection_that_is_cancelled_at_any_moment_is_gone(counted):
+async def test_a_connection_that_is_cancelled_at_any_moment_is_closed(counted):
     url, connections = counted
     ended = {"cancelled": 0, "made": 0}
     for turns in [*range(40), *range(40, 400, 20)]:
@@ -66,14 +66,14 @@ async def test_a_connection_that_is_cancelled_at_any_moment_is_gone(counted):
             continue
         ended["cancelled"] += 1
         await nothing_runs()
-        await until(lambda: connections() == 0)
+        await until(lambda: connections() == 0, 15)
     assert ended["cancelled"] > 3, ended
 
 
 @pytest.fixture
 async def mute():
-    """A server that accepts, sends its greeting, and then nothing: (its address, the connections
-    that are open, the greeting, an event: one has come)."""
+    """A server that accepts a connection, sends the lines of a greeting, and then nothing: (its
+    address, the open connections, those lines, an event that is set when a connection has come)."""
     held, greeting, came = set(), [], asyncio.Event()
 
     async def accept(reader, writer):
@@ -99,12 +99,13 @@ INFO = b'INFO {"server_id": "x", "version": "2.15.1", "max_payload": 1048576, "c
     [[], [INFO], [INFO, b"-ERR 'Maximum Connections Exceeded'\r\n"]],
     ids=["nothing", "a greeting", "no"],
 )
-async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, capfd):
+async def test_a_connection_to_a_server_that_falls_silent_is_closed(mute, said, capfd):
+    """Both when the time is up and when the attempt is cancelled."""
     url, held, greeting, came = mute
     greeting += said
     with pytest.raises(LabError, match="No connection"):
         await connection.connect(servers=[url], timeout=0.3)
-    await until(lambda: not held)
+    await until(lambda: not held, 15)
     for turns in range(20):
         came.clear()
         attempt = asyncio.create_task(connection.connect(servers=[url]))
@@ -112,12 +113,12 @@ async def test_nor_does_a_server_that_does_not_go_on_keep_anything(mute, said, c
         await cancel_after(turns, attempt)
         with pytest.raises(asyncio.CancelledError):
             await attempt
-        await until(lambda: not held)
+        await until(lambda: not held, 15)
     gc.collect()
     assert "never retrieved" not in capfd.readouterr().err
 
 
-async def test_a_connection_that_was_cancelled_does_not_hold_up_the_end_of_the_lesson(lab, capsys):
+async def test_cancelled_connections_do_not_delay_the_end_of_the_lesson(lab, capsys):
     attempts = []
     for turns in range(0, 80, 2):
         attempts.append(asyncio.create_task(lab.connect(name="cancelled")))
@@ -127,7 +128,7 @@ async def test_a_connection_that_was_cancelled_does_not_hold_up_the_end_of_the_l
     assert capsys.readouterr().out.endswith("closed: nothing left behind\n")
 
 
-async def test_one_that_is_made_while_the_lesson_ends_is_closed_again(lab, capsys):
+async def test_a_connection_that_is_made_while_the_lesson_ends_is_closed(lab, capsys):
     async def connect():
         with contextlib.suppress(LabError):  # "This lab is closed."
             return await lab.connect(name="late")
@@ -140,7 +141,7 @@ async def test_one_that_is_made_while_the_lesson_ends_is_closed_again(lab, capsy
 
 
 def runners():
-    """The processes of workers that this process has started and that still run."""
+    """Returns the processes of workers that this process started and that still run."""
     children = [
         child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE
     ]
@@ -168,7 +169,7 @@ async def ignore(msg):
     pass
 
 
-async def test_a_client_whose_close_was_cancelled_is_closed_all_the_same(counted):
+async def test_a_client_whose_close_was_cancelled_is_closed_by_the_next_call(counted):
     url, connections = counted
     for turns in range(20):
         nc = await connection.connect(servers=[url])
@@ -178,7 +179,7 @@ async def test_a_client_whose_close_was_cancelled_is_closed_all_the_same(counted
         await asyncio.wait([closing])
         await connection.close_client(nc)
         await nothing_runs()
-        await until(lambda: connections() == 0)
+        await until(lambda: connections() == 0, 15)
 
 
 async def cancel_a_flush(flush):
@@ -187,8 +188,9 @@ async def cancel_a_flush(flush):
     await asyncio.wait([flushing])
 
 
-async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
-    nc, got = await lab.connect(), []
+async def test_a_client_whose_flush_was_cancelled_still_receives(lab):
+    nc = await lab.connect()
+    got = []
 
     async def note(msg):
         got.append(msg.data)
@@ -200,14 +202,14 @@ async def test_a_client_whose_flush_was_cancelled_still_hears(lab):
     await lab.until(lambda: got)
 
 
-async def test_nats_py_is_deaf_after_a_cancelled_flush(lab):
-    """Once this fails, nats-py is mended, and client.flush() can go."""
+async def test_nats_py_stops_reading_after_a_cancelled_flush(lab):
+    """When this fails, nats-py has been fixed, and connection.flush() can go."""
     nc = await lab.connect()
     await cancel_a_flush(nc.flush())
     await lab.until(nc._reading_task.done)
 
 
-async def test_a_worker_that_ends_before_it_reads_its_order_is_said(lab, monkeypatch, tmp_path):
+async def test_a_worker_that_ends_before_it_reads_its_order_is_reported(lab, monkeypatch, tmp_path):
     runner = tmp_path / "runner.py"
     runner.write_text("import os, sys\nos.close(0)\nsys.exit('no room')\n", encoding="utf-8")
     monkeypatch.setattr("labkit.processes.workers.RUNNER", runner)
@@ -217,12 +219,11 @@ async def test_a_worker_that_ends_before_it_reads_its_order_is_said(lab, monkeyp
     assert not lab.workers
 
 
-async def test_what_nats_py_refuses_by_itself_is_said_in_its_words():
+async def test_what_nats_py_itself_refuses_is_reported_in_its_words():
     with pytest.raises(LabError, match="InvalidCallbackTypeError"):
         await connection.connect(servers=["nats://127.0.0.1:1"], closed_cb=print)
-    with pytest.raises(
-        LabError, match="No connection to nats://127.0.0.1:port .*invalid connect url"
-    ):
+    words = "No connection to nats://127.0.0.1:port .*invalid connect url"
+    with pytest.raises(LabError, match=words):
         await connection.connect(servers="nats://127.0.0.1:port")
 
 
@@ -242,5 +243,6 @@ async def test_what_nats_py_refuses_by_itself_is_said_in_its_words():
         ("nats://me:@host", "nats://host", {"user": "me", "password": ""}),
     ],
 )
-def test_an_address_is_shown_without_what_is_secret_in_it(url, shown, login):
-    assert connection.without_secrets(url) == shown and connection.login_in(url) == login
+def test_an_address_is_shown_without_its_secrets(url, shown, login):
+    assert connection.without_secrets(url) == shown
+    assert connection.login_in(url) == login

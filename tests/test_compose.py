@@ -1,5 +1,5 @@
-"""The same cluster in containers, for real: a Docker daemon, and a stand-in image where none can be
-pulled."""
+"""The same cluster in containers. It needs a Docker daemon. If no image can be pulled, it builds a
+stand-in."""
 
 import asyncio
 import json
@@ -20,9 +20,8 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent / "compose"
 LESSONS = [path for path in notebooks.find() if path.name < "90"]
-BREAKING = [
-    path for path in LESSONS if "private=True" in path.read_text(encoding="utf-8")
-]  # here: the containers themselves
+# These break nodes: here, the containers themselves.
+BREAKING = [path for path in LESSONS if "private=True" in path.read_text(encoding="utf-8")]
 
 
 def docker(*arguments):
@@ -39,17 +38,15 @@ def cluster_of_containers():
         encoding="utf-8",
         errors="replace",
     )
-    print(said.stdout + said.stderr)  # says whether the image was pulled or is a stand-in
+    print(said.stdout + said.stderr)  # whether the image was pulled or is a stand-in
     assert said.returncode == 0, said.stderr
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("LABKIT_BACKEND", "compose")
         asyncio.run(lifecycle.find_or_start(print))
         yield
     containers.run("down", "-v")
-    assert (
-        docker("ps", "-aq", "--filter", "name=labkit-") == ""
-        and docker("volume", "ls", "-q", "--filter", "name=labkit-") == ""
-    )
+    assert docker("ps", "-aq", "--filter", "name=labkit-") == ""
+    assert docker("volume", "ls", "-q", "--filter", "name=labkit-") == ""
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("LABKIT_BACKEND", raising=False)
 
 
-async def test_a_running_compose_cluster_is_found_and_used_by_itself(home, capsys):
+async def test_a_running_compose_cluster_is_used_without_being_asked_for(home, capsys):
     lab = await Lab.open("checks")
     assert "compose, nats-server" in capsys.readouterr().out
     assert set((await lab.nodes())["state"]) == {"up"}
@@ -68,13 +65,11 @@ async def test_a_running_compose_cluster_is_found_and_used_by_itself(home, capsy
     await lab.close()
 
 
-async def test_clients_on_the_host_hear_only_of_addresses_that_they_can_reach(home):
+async def test_clients_on_the_host_learn_only_addresses_that_they_can_reach(home):
     cluster = await lifecycle.find()
     client = await nats.connect(cluster.servers[0], user="checks", password="lab")
-    assert sorted(url.netloc for url in client.discovered_servers) == [
-        "127.0.0.1:4223",
-        "127.0.0.1:4224",
-    ]
+    learned = sorted(url.netloc for url in client.discovered_servers)
+    assert learned == ["127.0.0.1:4223", "127.0.0.1:4224"]
     await client.close()
 
 
@@ -113,27 +108,23 @@ async def test_a_node_can_be_cut_off_from_the_mesh_and_still_answers_its_clients
             await lab.until(lambda: heard(b"during"), timeout=1.5)
         await far.rtt()
     finally:
-        containers.mend("n3")
-    await lab.until(lambda: heard(b"after"), timeout=120)  # seconds, as a rule; 24 s were seen
+        containers.rejoin("n3")
+    await lab.until(lambda: heard(b"after"), timeout=120)  # it takes a few seconds; once 24
     await lab.close()
 
 
 async def test_two_nodes_that_were_cut_off_meet_again_whichever_they_were(home):
-    """A server does not dial an address that was its own: the nodes must get theirs back."""
+    """A server never dials an address that was once its own, so each node must get its own back."""
     lab = await Lab.open("checks", private=True)
     for names in (["n3", "n1"], ["n1", "n2"], ["n1", "n3"]):
         await lab.faults.isolate(*names)
-        await asyncio.sleep(
-            4
-        )  # routes that are silent are given up after three pings, a second each
+        await asyncio.sleep(4)  # silent routes are given up after three pings, one a second
         await lab.faults.heal()
-        await lab.js.add_stream(
-            name="".join(names), subjects=[".".join(names)], num_replicas=3
-        )  # whole is whole
+        await lab.js.add_stream(name="".join(names), subjects=[".".join(names)], num_replicas=3)
     await lab.close()
 
 
-async def test_what_a_killed_kernel_left_broken_is_mended_when_the_next_lesson_opens(home):
+async def test_what_a_killed_kernel_left_broken_is_healed_when_the_next_lesson_opens(home):
     containers.cut_off("n2")
     docker("pause", "labkit-n3")
     docker("kill", "labkit-n1")

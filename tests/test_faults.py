@@ -1,10 +1,9 @@
-"""Each fault is in place when its verb returns, heal() undoes it, and it happens nowhere but on a
-cluster of one's own."""
+"""Each fault is in place when its call returns, heal() undoes it, and none happens on a cluster
+that others use."""
 
 import asyncio
 import json
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,19 +12,24 @@ import pytest
 from labkit import Lab, LabError
 from labkit.cluster import lifecycle, nodes, raft, streams, tables
 from labkit.processes import programs
+from labkit.waiting import until
 
 OPEN = """
-import asyncio, json, time
+import asyncio
+import json
+import time
 from labkit import Lab
+
 async def main():
     lab = await Lab.open("checks", private=True)
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     await lab.faults.pause("n1")
     await lab.faults.isolate("n2")
     pids = [node.pid for node in lab.cluster.nodes] + [lab.cluster.route_proxies.child.pid]
-    print(json.dumps({"pids": pids,
-                      "folders": [str(lab.cluster.folder), str(lab.scratch)]}), flush=True)
-    time.sleep(60)  # a busy cell, and nobody who cleans up
+    folders = [str(lab.cluster.folder), str(lab.scratch)]
+    print(json.dumps({"pids": pids, "folders": folders}), flush=True)
+    time.sleep(60)  # a busy cell, and nobody cleans up
+
 asyncio.run(main())
 """
 VERBS = {
@@ -101,9 +105,9 @@ async def test_each_fault_is_in_place_on_return_and_undone_by_heal(lab):
     assert await far.rtt(), "its clients still reach it"
     with pytest.raises(LabError, match="no node 'n9'"):
         await lab.faults.isolate("n1", "n9")
-    assert lab.faults.isolated == {"n2"}, "a name that is not known cuts nobody off"
+    assert lab.faults.isolated == {"n2"}, "an unknown name cuts nobody off"
     await lab.faults.rejoin("n2")
-    await lab.until(lambda: b"during" in got)  # what was on its way arrives
+    await lab.until(lambda: b"during" in got)  # what was under way arrives
     await lab.faults.heal()
     await lab.faults.heal()
     assert set((await states(lab)).values()) == {"up"} and not lab.faults.isolated
@@ -125,7 +129,7 @@ async def test_two_faults_at_once_take_the_quorum_and_heal_gives_it_back(lab):
     await lab.faults.heal()
     assert set((await states(lab)).values()) == {"up"}
 
-    # a node that was dead stores what it missed a moment after it counts as current
+    # A node that was dead counts as current a moment before it has stored what it missed.
     async def all_hold_it():
         return (await lab.replicas()).loc["ORDERS", "messages"].dropna().to_list() == [1, 1, 1]
 
@@ -147,9 +151,9 @@ async def test_a_leader_that_is_killed_is_replaced_and_the_tables_say_so(lab):
     assert set((await lab.replicas())["state"]) == {"current"}
 
 
-async def test_a_stream_is_deleted_also_when_the_leader_that_should_say_so_stands_still(lab):
-    """The stream's leader answers a delete. One that meets the end of its leadership is answered by
-    nobody."""
+async def test_a_stream_is_deleted_also_if_the_leader_that_should_answer_stands_still(lab):
+    """The stream's leader answers a delete. Nobody answers a request that meets the end of its
+    leadership."""
     await lab.faults.step_down(to="n1")
     await lab.faults.step_down("ORDERS", to="n2")
     client = await lab.connect(node="n1")
@@ -161,7 +165,7 @@ async def test_a_stream_is_deleted_also_when_the_leader_that_should_say_so_stand
     await lab.faults.heal()
 
 
-async def test_after_a_fault_only_what_nats_py_met_by_itself_is_no_news(lab):
+async def test_after_a_fault_errors_of_nats_py_are_no_news_but_those_of_own_code_are(lab):
     async def callback(message):
         open("/no/such/file")
 
@@ -170,23 +174,18 @@ async def test_after_a_fault_only_what_nats_py_met_by_itself_is_no_news(lab):
 
     await lab.connect(node="n2", reconnect_time_wait=0.01)
     await lab.faults.kill("n2")
-    await lab.until(lambda: len(lab._net.caught) > 1)  # it was cut off, and nobody answers there
+    await lab.until(lambda: len(lab._net.caught) > 1)  # it lost its connection, and gets no new one
     lab.raise_errors()
     await lab.nc.subscribe("x", cb=callback)
     await lab.nc.publish("x", b"")
     task = asyncio.create_task(background())
-    await lab.until(
-        lambda: (
-            task.done() and any(isinstance(error, FileNotFoundError) for error in lab._net.caught)
-        )
-    )
-    with pytest.raises(
-        LabError,
-        match=(
-            r"(?s)2 errors.*FileNotFoundError: .*\(in callback, line \d+\).*\(in background, line"
-            r" \d+\)"
-        ),
-    ):
+
+    def both_failed():
+        return task.done() and any(type(error) is FileNotFoundError for error in lab._net.caught)
+
+    await lab.until(both_failed)
+    places = r"FileNotFoundError: .*\(in callback, line \d+\).*\(in background, line \d+\)"
+    with pytest.raises(LabError, match=f"(?s)2 errors.*{places}"):
         lab.raise_errors()
 
 
@@ -196,17 +195,80 @@ async def test_a_step_down_names_the_new_leader(lab):
         before = await lab.wait_for_leader(**group)
         after = await lab.faults.step_down(**group)
         assert after != before and await lab.wait_for_leader(**group) == after
-    with pytest.raises(LabError, match="waiting for a leader of stream NONE"):
+    with pytest.raises(LabError, match="waiting for another leader of stream NONE"):
         await lab.faults.step_down("NONE", timeout=0.2)
+
+
+async def test_a_step_down_succeeds_also_if_the_leader_that_should_answer_stands_still(
+    lab, monkeypatch
+):
+    before = await lab.wait_for_leader("ORDERS")
+    client = await lab.connect(node=next(name for name in nodes.NAMES if name != before))
+    monkeypatch.setattr(lab, "nc", client)
+    request = client.request
+
+    async def pause_and_request(subject, *arguments, **options):
+        if not lab.faults.used:
+            await lab.faults.pause(before)
+        return await request(subject, *arguments, **options)
+
+    monkeypatch.setattr(client, "request", pause_and_request)
+    assert await lab.faults.step_down("ORDERS") != before
+    assert lab.faults.used, "the leader stood still"
+
+
+class Answer:
+    """A message with the error that a server gives."""
+
+    def __init__(self, code):
+        self.data = json.dumps({"error": {"code": code, "description": "no"}}).encode()
+
+
+@pytest.mark.parametrize("first", ["no request", "no answer", "unavailable"])
+async def test_a_step_down_is_asked_for_again_if_its_first_request_fails(lab, monkeypatch, first):
+    """Because the request is lost, or its answer, or because there is no leader at that moment."""
+    before = await lab.wait_for_leader("ORDERS")
+    request = lab.nc.request
+    sent = []
+
+    async def fail_at_first(subject, *arguments, **options):
+        sent.append(subject)
+        if len(sent) == 1 and first == "unavailable":
+            return Answer(503)
+        if len(sent) == 1 and first == "no request":
+            raise TimeoutError
+        answer = await request(subject, *arguments, **options)
+        if len(sent) == 1:
+            raise TimeoutError
+        return answer
+
+    monkeypatch.setattr(lab.nc, "request", fail_at_first)
+    after = await lab.faults.step_down("ORDERS")
+    assert after != before and await lab.wait_for_leader("ORDERS") == after
+    assert set(sent) == {"$JS.API.STREAM.LEADER.STEPDOWN.ORDERS"}
+    assert len(sent) > 1 or first == "no answer"
+
+
+async def test_a_step_down_that_the_server_refuses_is_asked_for_once(lab, monkeypatch):
+    await lab.wait_for_leader("ORDERS")
+    sent = []
+
+    async def refuse(subject, *arguments, **options):
+        sent.append(subject)
+        return Answer(400)
+
+    monkeypatch.setattr(lab.nc, "request", refuse)
+    with pytest.raises(LabError, match="^The server refused .*STEPDOWN.ORDERS: .*'code': 400"):
+        await lab.faults.step_down("ORDERS")
+    assert len(sent) == 1
 
 
 async def test_a_step_down_to_a_dead_node_ends_and_says_what_was_seen(lab):
     leader = await lab.wait_for_leader("ORDERS")
     target = next(name for name in ("n1", "n2", "n3") if name != leader)
     await lab.faults.kill(target)
-    with pytest.raises(
-        LabError
-    ):  # refused, not answered, or another one leads: it depends on who notices the death first
+    # Refused, not answered, or another one leads: it depends on who notices the death first.
+    with pytest.raises(LabError, match="refused|Timed out after 2 s waiting for n. to lead"):
         async with asyncio.timeout(60):
             await lab.faults.step_down("ORDERS", to=target, timeout=2)
     with pytest.raises(
@@ -223,7 +285,7 @@ async def test_lame_duck_hands_over_before_it_ends(lab):
     before = await lab.wait_for_leader("ORDERS")
     await lab.faults.lame_duck(before)
     await lab.wait_for_leader("ORDERS", other_than=before)
-    assert lab.node(before).process(), "it still lives, so nobody had to miss it first"
+    assert lab.node(before).process(), "it lives: the others did not have to notice its end"
 
 
 async def test_faults_on_the_shared_cluster_are_refused_with_the_way_out(shared):
@@ -282,44 +344,33 @@ async def test_two_private_clusters_and_the_shared_one_do_not_disturb_each_other
 
 
 async def test_a_node_that_is_silent_for_no_known_reason_says_so():
-    gone = lifecycle.Cluster(
-        "embedded", [nodes.Node("n1", 1, 1)]
-    )  # port 1: nobody answers, and it is no private cluster
+    gone = lifecycle.Cluster("embedded", [nodes.Node("n1", 1, 1)])  # nobody answers on port 1
     assert list((await tables.nodes(gone))["state"]) == ["no answer"]
     assert await raft.seen(gone, "checks") == {} and len(await tables.replicas(gone, "checks")) == 0
 
 
-def test_after_a_kernel_that_was_killed_in_the_middle_of_a_fault_nothing_is_left(own, python):
+async def test_after_a_kernel_was_killed_during_a_fault_nothing_is_left(own, python):
     kernel = python(OPEN)
     left = next(json.loads(line) for line in kernel.stdout if line.startswith("{"))
     processes = [psutil.Process(pid) for pid in left["pids"]]
-    assert [process.status() == psutil.STATUS_STOPPED for process in processes] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    stopped = [process.status() == psutil.STATUS_STOPPED for process in processes]
+    assert stopped == [True, False, False, False]
     assert all(Path(folder).is_dir() for folder in left["folders"])
     kernel.kill()
     kernel.wait()
-    end = time.monotonic() + 30
-    while time.monotonic() < end and (
-        alive(processes) or any(Path(folder).exists() for folder in left["folders"])
-    ):
-        time.sleep(0.05)
-    assert not alive(processes), "neither a node, paused or not, nor the proxies"
-    assert not [folder for folder in left["folders"] if Path(folder).exists()]
+
+    def all_gone():
+        folders = [folder for folder in left["folders"] if Path(folder).exists()]
+        return not folders and not any(is_alive(process) for process in processes)
+
+    await until(all_gone, 30, "the nodes, paused or not, the proxies and the folders to go")
 
 
-def alive(processes):
-    return [
-        process
-        for process in processes
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    ]
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-async def test_where_there_is_no_sigterm_a_reader_is_told_that_it_is_a_kill(
+async def test_where_there_is_no_sigterm_a_reader_learns_that_it_is_a_kill(
     lab, monkeypatch, capsys
 ):
     producer = programs.program(lab, "producer.py")

@@ -1,4 +1,4 @@
-"""The storm of lesson 07 with other seeds: the code that a reader sees, read out of the
+"""The storm of lesson 07 with other seeds. It runs the code that a reader sees, taken from the
 notebook."""
 
 import ast
@@ -11,9 +11,11 @@ from labkit import Lab, notebooks
 from labkit.processes import workers
 
 BOOK = nbformat.read(notebooks.FOLDER / "07_effects_once.ipynb", 4)
-QUICK, LONG = (100, 10), (300, 30)  # orders, kills; the lesson has 300 and 22
+QUICK = (100, 10)  # orders, kills; the lesson has 300 and 22
+LONG = (300, 30)
 SEEDS = {1: QUICK, 2: LONG, 3: LONG, 4: LONG, 5: LONG}
 KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef)
+POINTS = ["before", "between", "after", "acked"]
 
 
 @pytest.fixture
@@ -30,8 +32,21 @@ async def lesson(shared):
             kept = [node for node in ast.parse(cell.source).body if isinstance(node, KEPT)]
             exec(compile(ast.Module(kept, []), cell["id"], "exec"), names)
     yield names
-    await lab._leave()
+    await lab._end()
     assert not lab._net.take()
+
+
+def drawn(seed, orders, kills):
+    """Returns what the storm draws from this seed: the point of each kill (list), and the number of
+    orders that are published again.
+
+    A worker is killed at its n-th pass of a point. If the passes add up to more than the orders, it
+    may wait for orders that never come."""
+    chance = random.Random(seed)
+    places = [(chance.choice(POINTS), chance.randint(1, 12)) for _ in range(kills)]
+    assert sum(passes for _, passes in places) <= orders, f"seed {seed} wants more orders"
+    again = sum(chance.random() < 0.2 for _ in range(orders))
+    return [point for point, _ in places], again
 
 
 @pytest.mark.parametrize(
@@ -43,28 +58,21 @@ async def lesson(shared):
 )
 async def test_every_order_is_charged_once_whoever_is_killed(lesson, seed, size):
     orders, kills = size
+    points, again = drawn(seed, orders, kills)
     log, result = await lesson["storm"]("safe.py", seed, orders, kills)
-    assert result["killed"] == kills and result["published again"] > 5
     assert result["ordered"] == result["charges"] == result["orders charged"] == orders, result
-    assert {e["point"] for e in log.all("killed")} <= {"before", "between", "after", "acked"}
+    assert result["published again"] == again > 0, "the storm had duplicates to survive"
+    assert sorted(event["point"] for event in log.all("killed")) == sorted(points)
 
 
 async def test_the_same_storm_finds_the_fault_of_a_worker_without_a_marker(lesson):
-    """A storm that no worker could fail would prove nothing."""
-    safe = workers.folder("effects_once") / "safe.py"
-    workers.write(
-        "effects_once", "unsafe.py", safe.read_text(encoding="utf-8").replace("if new:", "if True:")
-    )
-    _, result = await lesson["storm"]("unsafe.py", 6, 60, 4)
-    assert result["orders charged"] == 60 and result["charges"] >= 60 + result["published again"]
-
-
-def test_the_seeds_leave_orders_enough_for_every_kill():
-    for seed, orders, kills in [
-        *((seed, *size) for seed, size in SEEDS.items()),
-        (6, 60, 4),
-        (7, 300, 22),
-    ]:
-        chance = random.Random(seed)
-        passes = [(chance.choice("abcd"), chance.randint(1, 12))[1] for _ in range(kills)]
-        assert sum(passes) <= orders, (seed, sum(passes))
+    """A storm that no worker can fail proves nothing."""
+    orders, kills = 60, 4
+    _, again = drawn(6, orders, kills)
+    source = (workers.folder("effects_once") / "safe.py").read_text(encoding="utf-8")
+    assert source.count("if new:") == 1
+    workers.write("effects_once", "unsafe.py", source.replace("if new:", "if True:"))
+    _, result = await lesson["storm"]("unsafe.py", 6, orders, kills)
+    assert result["orders charged"] == orders
+    assert result["charges"] >= orders + again, "it charged each order that was published again"
+    assert again > 0

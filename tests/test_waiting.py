@@ -1,5 +1,5 @@
-"""What `lab.until` says of a condition that does not come true: its source, and the values behind
-it."""
+"""The wait for a condition: when it ends, and what the error says if the condition does not become
+true: its source, and the values behind it."""
 
 import asyncio
 import functools
@@ -7,6 +7,7 @@ import functools
 import pytest
 
 from labkit import Lab, LabError, Recorder
+from labkit.waiting import until
 
 got = [1, 2]
 
@@ -76,14 +77,11 @@ async def test_of_a_lambda_exactly_its_own_text():
     log = Recorder()
     log("acked")
     pair = (lambda: "é" == "ü" and len(got) > 2), (lambda: sub.delivered == {"a": 1, "b": [2, 3]})
-    assert """`"é" == "ü" and len(got) > 2`. Last seen: len(got) = 2, got = [1, 2]""" in await said(
-        pair[0]
-    )
-    words = """`sub.delivered == {"a": 1, "b": [2, 3]}`. Last seen: sub.delivered = 7."""
-    assert words in await said(pair[1])
-    assert "`log.count(\"acked\") == 4 and got`. Last seen: log.count('acked') = 1" in await said(
-        lambda: log.count("acked") == 4 and got
-    )
+    first, second = [await said(condition) for condition in pair]
+    assert """`"é" == "ü" and len(got) > 2`. Last seen: len(got) = 2, got = [1, 2]""" in first
+    assert """`sub.delivered == {"a": 1, "b": [2, 3]}`. Last seen: sub.delivered = 7.""" in second
+    third = await said(lambda: log.count("acked") == 4 and got)
+    assert """`log.count("acked") == 4 and got`. Last seen: log.count('acked') = 1""" in third
 
 
 @pytest.mark.parametrize(
@@ -109,14 +107,66 @@ async def test_long_values_are_shortened_and_show_their_size():
     long = "x" * 5000
     many = list(range(5000))
     text = await said(lambda: long in many)
-    assert (
-        "(5000 characters)" in text
-        and "[0, 1, 2, 3, 4, 5, ...] (5000 items)" in text
-        and len(text) < 400
+    assert "(5000 characters)" in text
+    assert "[0, 1, 2, 3, 4, 5, ...] (5000 items)" in text
+    assert len(text) < 400
+
+
+async def test_a_condition_that_becomes_true_is_not_called_again():
+    calls = []
+
+    def third_call():
+        calls.append(1)
+        return "yes" if len(calls) == 3 else None
+
+    assert await until(third_call, timeout=5) == "yes"
+    assert len(calls) == 3
+
+
+async def words_of_until(describe):
+    with pytest.raises(LabError) as error:
+        await until(lambda: len(got) > 2, 0.01, describe)
+    return str(error.value).removeprefix("Timed out after 0.01 s waiting for ")
+
+
+async def test_a_text_stands_in_place_of_the_source():
+    assert await words_of_until("a third message") == (
+        "a third message. Last seen: len(got) = 2, got = [1, 2] (2 items)."
     )
 
 
-async def test_a_condition_that_comes_true_is_not_looked_at_again():
+async def test_a_function_says_everything_when_the_time_is_up():
+    seen = []
+
+    def words():
+        return f"a third message. Last seen: {seen}."
+
+    async def words_that_are_asked_for():
+        await asyncio.sleep(0)
+        return words()
+
+    seen.append("two")
+    assert await words_of_until(words) == "a third message. Last seen: ['two']."
+    assert await words_of_until(words_that_are_asked_for) == "a third message. Last seen: ['two']."
+
+
+async def test_an_error_of_the_condition_ends_the_wait_at_once():
     calls = []
-    assert await Lab().until(lambda: calls.append(1) or len(calls) == 3) is True
+
+    async def fails(error):
+        calls.append(error)
+        await asyncio.sleep(0)
+        raise error
+
+    # A TimeoutError of the condition's own is no end of the time to wait.
+    for error in (LabError("n1 ended"), TimeoutError("no answer"), asyncio.CancelledError()):
+        with pytest.raises(type(error)) as raised:
+            await until(lambda error=error: fails(error), timeout=60)
+        assert raised.value is error
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("timeout", [0, -1, None, "5"])
+async def test_a_timeout_that_is_no_time_is_refused(timeout):
+    with pytest.raises(LabError, match="wanted: a number of seconds above 0"):
+        await until(lambda: True, timeout)

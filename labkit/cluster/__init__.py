@@ -1,2 +1,1 @@
-"""The three nodes: how they start, fail, heal and tell of themselves; and a first connection to
-them."""
+"""The three nodes: how they start, fail, heal and answer, and how clients connect to them."""

@@ -1,4 +1,4 @@
-"""A first connection that ends within seconds, made or not; and addresses as they may be shown."""
+"""A first connection that succeeds or fails within seconds; and addresses without their secrets."""
 
 import asyncio
 import contextlib
@@ -13,49 +13,56 @@ PATIENCE = 5  # seconds that a drain may take at the end of a lesson
 
 
 async def connect(timeout=3, error_cb=None, **options):
-    """nats.connect, but a first connection that cannot be made ends in a LabError.
+    """Connects as nats.connect does. Returns the client; raises LabError if it cannot be connected.
 
-    timeout: seconds; None waits for ever. Left alone, nats-py tries again for two minutes (60
-    times, 2 s apart), and after a refused password at once and without a pause. A connection that
-    was made once is kept up by nats-py as always. Whatever ends the attempt before that, also a
-    cancel, leaves no task and no socket behind.
+    timeout: seconds; None waits for ever. nats-py by itself tries for two minutes (60 times, 2 s
+    apart), and after a refused password at once and without a pause. Once the connection is made,
+    nats-py keeps it up as always. If the attempt fails or is cancelled, it leaves no task and no
+    socket behind. error_cb, options: those of nats.connect.
     """
-    seen, refused, client, made = {}, asyncio.Event(), Client(), False
+    client = Client()
+    problems = []
+    refused = asyncio.Event()
 
     async def note(error):
-        if attempt.done():
-            return error_cb and await error_cb(error)
-        seen[_words(error)] = error
-        if "authorization" in str(error).lower():
-            refused.set()
+        if not attempt.done():
+            problems.append(_words(error))
+            if "authorization" in str(error).lower():
+                refused.set()
+        elif error_cb:
+            await error_cb(error)
 
     attempt = asyncio.ensure_future(client.connect(error_cb=note, **options))
-    stop = asyncio.ensure_future(refused.wait())
+    refusal = asyncio.ensure_future(refused.wait())
+    connected = False
     try:
-        await asyncio.wait([attempt, stop], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        made = attempt.done() and not attempt.exception()
+        await asyncio.wait([attempt, refusal], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        connected = attempt.done() and not attempt.exception()
     finally:
-        stop.cancel()
-        if not made:
+        refusal.cancel()
+        if not connected:
             await asyncio.shield(_abandon(client, attempt))
-    if made:
+    if connected:
         return client
     if not attempt.cancelled() and attempt.exception():
-        seen.setdefault(_words(attempt.exception()))
+        problems.append(_words(attempt.exception()))
     servers = options["servers"] if isinstance(options["servers"], list) else [options["servers"]]
-    why = "; ".join(seen) or f"no answer within {timeout} s"
-    shown, user = " or ".join(map(without_secrets, servers)), options.get("user", "anonymous")
-    raise LabError(f"No connection to {shown} as {user}: {why}. {way_out(refused.is_set())}")
+    shown = " or ".join(without_secrets(server) for server in servers)
+    why = "; ".join(dict.fromkeys(problems)) or f"no answer within {timeout} s"
+    raise LabError(
+        f"No connection to {shown} as {options.get('user', 'anonymous')}: {why}."
+        f" {way_out(refused.is_set())}"
+    )
 
 
 async def _abandon(client, attempt):
-    """Ends a first connection wherever it stands."""
-    while not attempt.done():  # Python 3.11 may swallow a cancel that meets a refusal
+    """Ends a first connection, however far it has come."""
+    while not attempt.done():  # Python 3.11 may lose a cancel that meets a refused connection
         attempt.cancel()
         await asyncio.wait([attempt], timeout=0.05)
     if not attempt.cancelled():
-        attempt.exception()  # heard, so that asyncio does not complain
-    if client._transport:  # else it never came to a socket, and nats-py has nothing to close
+        attempt.exception()  # else asyncio complains that nobody retrieved it
+    if client._transport:  # without one, nats-py has nothing to close
         await close_client(client, drain=False)
 
 
@@ -64,14 +71,14 @@ def _words(error):
 
 
 def without_secrets(url):
-    """The address of a server as it may be shown: without user and password, or token."""
+    """Returns a server's address as it may be shown: without user and password, or token."""
     return re.sub(r"^(\w+://)?.*@", r"\1", url)
 
 
 def login_in(url):
-    """The login in the address of a server, as options for nats.connect (dict).
+    """Returns the login in a server's address, as options for nats.connect (dict).
 
-    It is read as nats-py reads it: nothing in it is unquoted."""
+    nats-py reads it the same way: it unquotes nothing."""
     user, colon, password = re.sub(r"^\w+://", "", url).rpartition("@")[0].partition(":")
     if colon:
         return {"user": user, "password": password}
@@ -79,74 +86,71 @@ def login_in(url):
 
 
 def server_version(client):
-    """The version of the server that this client is connected to (text, such as "2.15.1")."""
+    """Returns the version of the server that this client is connected to, such as "2.15.1"."""
     version = client.connected_server_version
     return f"{version.major}.{version.minor}.{version.patch}"
 
 
 def way_out(refused):
-    """What to do about a first connection that was not made, or was refused."""
+    """Returns what to do about a first connection that failed (text). refused: True if the server
+    did not accept the login."""
     if os.environ.get("NATS_URL") and refused:
         return (
-            "The server does not know this user: look at NATS_USER and NATS_PASSWORD, or"
-            " NATS_CREDS."
+            "The server does not know this user: check NATS_USER and NATS_PASSWORD, or NATS_CREDS."
         )
     if os.environ.get("NATS_URL"):
         return "Is NATS_URL right and the server up? Unset NATS_URL to use the lab's own cluster."
     if refused:
         return (
-            "The cluster was started with another nats.conf, before an update perhaps: python -m"
-            " labkit down ends it (docker compose -p labkit down for containers)."
+            "The cluster was started with another nats.conf, perhaps before an update. End it with:"
+            " python -m labkit down (containers: docker compose -p labkit down)."
         )
     return "Look with: python -m labkit doctor"
 
 
 async def flush(client):
-    """client.flush() that may be cancelled, as by the stop button. nats-py 2.16.0 ends a client's
-    reading when the PONG for a cancelled flush arrives (InvalidStateError in its read loop), and
-    the client hears nothing from then on. So the flush itself goes on."""
+    """Does client.flush(), and may be cancelled, as by the stop button.
+
+    When the PONG for a cancelled flush arrives, nats-py 2.16.0 stops reading (InvalidStateError in
+    its read loop), and the client receives nothing from then on. So the flush itself goes on."""
     await asyncio.shield(client.flush())
 
 
 async def close_client(client, drain=True):
-    """Drains a client if it can be drained, and closes it, whatever happens."""
+    """Closes a client in any state. drain: True to let its subscriptions finish first."""
     try:
-        with contextlib.suppress(
-            Exception
-        ):  # a client that broke on purpose is closed all the same
+        with contextlib.suppress(Exception):  # close also a client that was broken on purpose
             for sub in list(client._subs.values()):
-                if (
-                    not sub._cb
-                ):  # nobody reads this one any more, and drain would wait for somebody who does
+                if not sub._cb:  # drain would wait for a reader, and there is none any more
                     await sub.unsubscribe()
             if drain and client.is_connected and not client.is_draining:
                 await asyncio.wait_for(client.drain(), timeout=PATIENCE)
     finally:
-        if not client.is_closed or _is_open(client):
+        if not client.is_closed or _holds_socket(client):
             await _close(client)
 
 
-def _is_open(client):
-    """True while a client holds a socket. One whose close() was cancelled may hold it, although it
-    calls itself closed."""
+def _holds_socket(client):
+    """True while a client holds a socket. After a cancelled close() it may call itself closed and
+    still hold one."""
     writer = getattr(client._transport, "_io_writer", None)
     return writer is not None and not writer.is_closing()
 
 
 async def _close(client):
-    """Closes a client, also one whose close() was cancelled in the middle, or whose connection is
-    dead.
+    """Closes a client, also if its close() was cancelled halfway or its connection is dead.
 
-    Where close() writes its last bytes to a dead connection, it raises (an OSError or, by version
-    of Python, AttributeError or TypeError) after it has called the client closed, and before it
-    ends the subscriptions. Their tasks would live on, and fail when they are collected as garbage.
-    So it is called once more, with nothing left to write.
+    If close() writes its last bytes to a dead connection, it raises: an OSError or, depending on
+    the version of Python, AttributeError or TypeError. By then it has called the client closed, but
+    has not ended the subscriptions. Their tasks would live on, and fail when they are collected as
+    garbage. So close() is called again, with nothing left to write.
     """
     if client.is_closed:
         client._status = client.DISCONNECTED  # else close() would do nothing
     try:
         await client.close()
     except Exception:
-        client._pending, client._pending_data_size = [], 0
+        client._pending = []
+        client._pending_data_size = 0
         client._status = client.DISCONNECTED
         await client.close()

@@ -1,4 +1,4 @@
-"""Faults, made on purpose: each returns when it is in place, and `heal()` undoes them all.
+"""Faults, made on purpose: each is in place when its call returns, and `heal()` undoes them all.
 
 They work on a lesson's private cluster (processes) and on the compose cluster (containers), never
 on one of your own.
@@ -9,7 +9,6 @@ import contextlib
 import json
 import signal
 import sys
-import time
 
 import nats
 import psutil
@@ -20,7 +19,7 @@ from labkit.cluster.private import Private
 from labkit.cluster.readiness import can_create
 from labkit.errors import LabError, check_timeout, own_frames
 from labkit.system import launching, ports
-from labkit.system.launching import say_that_it_is_a_kill
+from labkit.waiting import until
 
 CONSEQUENCES = (
     OSError,
@@ -29,179 +28,210 @@ CONSEQUENCES = (
     nats.errors.ConnectionClosedError,
     nats.errors.NoServersError,
 )
+STOP_PATIENCE = 30  # seconds that a node may take to end in good order
+ANSWER_PATIENCE = 2  # seconds to wait for the answer to one request to step down
+UNAVAILABLE = 503  # code of "JetStream system temporarily unavailable": no leader at this moment
 
 
 def is_consequence(error):
-    """True if this is what error_cb hears when a node goes away: no news after a fault. An error of
-    the reader's own code is always news, whatever its type: a FileNotFoundError is an OSError too.
-    """
+    """True if error_cb gets this error when a node goes away: no news after a fault. An error of
+    the reader's own code is always news, whatever its type: FileNotFoundError is an OSError too."""
     if own_frames(error):
         return False
-    return isinstance(error, CONSEQUENCES) or "empty response from server" in str(
-        error
-    )  # docker's proxy, the node behind it dead
+    if "empty response from server" in str(error):  # of docker's proxy before a dead node
+        return True
+    return isinstance(error, CONSEQUENCES)
 
 
 class Faults:
-    """`lab.faults`: kill, stop, lame_duck, pause, resume, start, isolate, rejoin, step_down,
-    heal."""
+    """`lab.faults`: kill, stop, lame_duck, pause, resume, start, isolate, rejoin, step_down, heal.
+
+    `name` is that of a node: "n1", "n2" or "n3". Each raises LabError on a cluster that other
+    lessons, or other people, use."""
 
     def __init__(self, lab):
-        self.lab, self.isolated, self.lame_ducks, self.used = lab, set(), set(), False
+        self.lab = lab
+        self.isolated = set()  # names of nodes that are cut off
+        self.lame_ducks = set()  # names of nodes in lame duck mode
+        self.used = False  # True after the first fault
 
     async def kill(self, name):
-        """SIGKILL: the node is gone at once, with everything it had not handed to the operating
-        system."""
+        """SIGKILL: the node is gone at once, with everything that it had not handed to the
+        operating system."""
         node = self._node(name)
-        await self._container("kill", node) or await asyncio.to_thread(node.end)
+        if self._has_containers:
+            await asyncio.to_thread(containers.kill, name)
+        else:
+            await asyncio.to_thread(node.end)
         self.lame_ducks.discard(name)
 
     async def stop(self, name):
-        """SIGTERM: the node hands its leaderships over and ends in good order. On Windows it is a
-        kill, and that is said."""
+        """SIGTERM: the node hands over what it leads, and ends in good order. On Windows it is a
+        kill, and that is printed."""
         node = self._node(name)
-        if await self._container("stop", node):
+        if self._has_containers:
+            await asyncio.to_thread(containers.stop, name)
             return
-        say_that_it_is_a_kill(name)
-        await asyncio.to_thread(launching.end_processes, [node.process()], 30)
+        launching.say_that_it_is_a_kill(name)
+        await asyncio.to_thread(launching.end_processes, [node.process()], STOP_PATIENCE)
 
     async def lame_duck(self, name):
-        """SIGUSR2: the node hands its leaderships over at once, keeps its clients for ten seconds,
-        then sends them away one by one and ends. Returns when no new client can come (of a
-        container: when the signal is sent). Raises LabError for processes of Windows, which has no
-            such signal."""
+        """SIGUSR2: the node hands over what it leads, keeps its clients for ten seconds, then sends
+        them away one by one and ends. Returns when it accepts no new clients (a container: when the
+        signal is sent). Raises LabError for processes on Windows, which has no such signal."""
         node = self._node(name)
-        if sys.platform == "win32" and self.lab.cluster.backend != "compose":
+        if self._has_containers:
+            self.lame_ducks.add(name)
+            await asyncio.to_thread(containers.kill, name, "SIGUSR2")
+            return
+        if sys.platform == "win32":
             raise LabError(
                 "Windows has no signal for lame duck mode. Use stop() here, or the compose cluster."
             )
-        self.lame_ducks.add(
-            name
-        )  # it answers for minutes to come, but takes no part any more: heal() ends it
-        if await self._container("kill", node, "--signal", "SIGUSR2"):
-            return
-        if sys.platform != "win32":
-            self._alive(node).send_signal(signal.SIGUSR2)
-        await self.lab.until(lambda: ports.is_free(node.port), timeout=10)
+        self.lame_ducks.add(name)  # it answers for minutes, but takes part no more: heal() kills it
+        self._alive(node).send_signal(signal.SIGUSR2)
+        await until(lambda: ports.is_free(node.port), 10, f"{name} to accept no new clients")
 
     async def pause(self, name):
-        """SIGSTOP: the node stands still, its connections stay open (psutil's suspend on Windows;
-        docker pause)."""
+        """SIGSTOP: the node stands still and its connections stay open (psutil's suspend on
+        Windows; docker pause)."""
         node = self._node(name)
-        if not await self._container("pause", node):
-            process = self._alive(node)
-            process.suspend()
-            # A signal is taken by one of its threads; on a busy machine the others go on answering
-            # until that one runs.
-            await self.lab.until(lambda: process.status() == psutil.STATUS_STOPPED)
+        if self._has_containers:
+            await asyncio.to_thread(containers.pause, name)
+            return
+        process = self._alive(node)
+        process.suspend()
+        # One of its threads takes the signal. On a busy machine, the others go on answering until
+        # that one runs.
+        await until(lambda: process.status() == psutil.STATUS_STOPPED, 15, f"{name} to stand still")
 
     async def resume(self, name):
-        """SIGCONT: it goes on after pause()."""
+        """SIGCONT: the node goes on after pause()."""
         node = self._node(name)
-        await self._container("resume", node) or self._alive(node).resume()
+        if self._has_containers:
+            await asyncio.to_thread(containers.resume, name)
+        else:
+            self._alive(node).resume()
 
     async def start(self, name, timeout=30):
         """Starts a node that was killed or stopped, on the data that it left. Returns when clients
-        can connect to it (its monitoring answers a moment earlier). timeout: seconds."""
+        can connect to it (its monitoring answers a moment earlier). timeout: seconds, for each of
+        the two; raises LabError."""
         check_timeout(timeout)
         node = self._node(name)
-        if not await self._container("start", node):
-            if (process := node.process()) and process.status() == psutil.STATUS_STOPPED:
-                raise LabError(
-                    f"{name} is paused, not dead. Let it go on: await lab.faults.resume({name!r})"
-                )
-            if not process:
-                self.lab.cluster.spawn(node)
-        await self.lab.until(node.ask, timeout)
-        await self.lab.until(lambda: ports.listens(node.port), timeout)
-        node.server_id = (await node.ask(timeout=5) or {}).get("server_id", "")
+        if self._has_containers:
+            await asyncio.to_thread(containers.start, name)
+        else:
+            self._start_process(node)
+        await until(node.ask, timeout, f"{name} to answer on its monitoring port {node.monitor}")
+        await until(lambda: ports.listens(node.port), timeout, f"{name} to accept clients")
+        answer = await node.ask(timeout=5) or {}
+        node.server_id = answer.get("server_id", "")
+
+    def _start_process(self, node):
+        process = node.process()
+        if not process:
+            self.lab.cluster.spawn(node)
+        elif process.status() == psutil.STATUS_STOPPED:
+            raise LabError(
+                f"{node.name} is paused, not dead. Let it go on:"
+                f" await lab.faults.resume({node.name!r})"
+            )
 
     async def isolate(self, *names):
-        """A network partition: these nodes and the others no longer hear each other; clients still
-        reach all.
+        """A network partition: these nodes and the others can no longer reach each other. Clients
+        still reach all of them.
 
-        Processes: the proxies on their routes forward nothing (partition.py); two nodes that are
-            isolated are each alone.
-        Containers: they leave the network of the routes (docker network disconnect)."""
-        for node in [
-            self._node(name) for name in names
-        ]:  # all are known before the first is cut off
-            if node.name not in self.isolated:
-                await self._container("cut off", node)
-                self.isolated.add(node.name)
-        if isinstance(self.lab.cluster, Private):
-            await asyncio.to_thread(
-                self.lab.cluster.route_proxies.silence, self.isolated
-            )  # traffic goes on until it is cut
+        Processes: the proxies on their routes forward nothing (see partition.py); two isolated
+        nodes do not reach each other either. Containers: they leave the network of the routes
+        (docker network disconnect)."""
+        members = [self._node(name) for name in names]  # an unknown name is refused before any cut
+        for node in members:
+            if node.name not in self.isolated and self._has_containers:
+                await asyncio.to_thread(containers.cut_off, node.name)
+            self.isolated.add(node.name)
+        await self._silence_proxies()
 
     async def rejoin(self, *names):
         """Ends the partition of these nodes."""
-        for node in [self._node(name) for name in names]:
-            if node.name in self.isolated:
-                await self._container("rejoin", node)
-                self.isolated.remove(node.name)
+        members = [self._node(name) for name in names]
+        for node in members:
+            if node.name in self.isolated and self._has_containers:
+                await asyncio.to_thread(containers.rejoin, node.name)
+            self.isolated.discard(node.name)
+        await self._silence_proxies()
+
+    async def _silence_proxies(self):
         if isinstance(self.lab.cluster, Private):
+            # In a thread: the event loop serves the lesson's clients until the cut is made.
             await asyncio.to_thread(self.lab.cluster.route_proxies.silence, self.isolated)
 
     async def step_down(self, stream=None, consumer=None, to=None, timeout=30):
-        """Asks a leader to hand over: of a stream, of a consumer of it, or, without either, of the
-        meta group (by the system account). to: the node that shall lead (default: any other;
-        nothing happens if it leads already). Returns the new leader's name. Raises LabError if
-        there is none, or not that one, after `timeout` seconds.
+        """Asks a leader to hand over: that of a stream, of a consumer of it, or, without either, of
+        the meta group (by the system account). Returns the new leader's name.
+
+        to: the node that shall lead (default: any other; nothing happens if it leads already).
+        timeout: seconds. Raises LabError when they are over, or if the server refuses.
+
+        Nobody answers a request that meets an election, so it is repeated. Under load, other nodes
+        may win the election before `to` does; then they are asked as well.
         """
         self._refuse_attached()
         check_timeout(timeout)
-        end = time.monotonic() + timeout
-        leader = await raft.wait_for_leader(self.lab, stream, consumer, timeout=timeout)
-        if leader == to:
-            return to
-        while True:
-            left = end - time.monotonic()
-            if left < 0:  # asked again and again, the others may take turns for ever
-                raise LabError(
-                    f"{to} did not take over within {timeout} s: {leader} leads. Is {to} up, and"
-                    " has it everything that the leader has? Look with: await lab.replicas()"
-                )
-            await self._ask_to_step_down(stream, consumer, to, timeout=min(5, max(0.5, left)))
-            left = max(0, end - time.monotonic())
-            leader = await raft.wait_for_leader(
-                self.lab, stream, consumer, other_than=leader, timeout=left
-            )
-            if to in (None, leader):
-                return leader
+        first = None  # who led at the beginning
+        asked = None  # who has promised to step down, and has not done so yet
 
-    async def _ask_to_step_down(self, stream, consumer, to, timeout):
+        async def new_leader():
+            nonlocal first, asked
+            leader = await raft.leader(self.lab.cluster, self.lab.topic, stream, consumer)
+            if not leader:  # an election: whoever wins it has promised nothing
+                asked = None
+                return None
+            first = first or leader
+            if leader == to or (not to and leader != first):
+                return leader
+            if leader != asked and await self._ask_to_step_down(stream, consumer, to):
+                asked = leader
+            return None
+
+        what = raft.name_of(stream, consumer)
+        wanted = f"{to} to lead {what}" if to else f"another leader of {what}"
+        return await raft.wait(self.lab, new_leader, wanted, timeout)
+
+    async def _ask_to_step_down(self, stream, consumer, to):
+        """Sends one request. Returns True if the leader will step down, False if there is nobody to
+        answer now. Raises LabError if the server refuses."""
+        kind = "META"
+        if stream:
+            kind = "CONSUMER" if consumer else "STREAM"
+        parts = ["$JS.API", kind, "LEADER.STEPDOWN", stream, consumer]
+        subject = ".".join(part for part in parts if part)
         wish = json.dumps({"placement": {"preferred": to}}).encode() if to else b""
-        what = ".".join(
-            filter(
-                None,
-                [
-                    "CONSUMER" if consumer else "STREAM" if stream else "META",
-                    "LEADER.STEPDOWN",
-                    stream,
-                    consumer,
-                ],
-            )
-        )
-        client = self.lab.nc if stream else await connect(**self.lab.cluster.login("sys"))
         try:
-            answer = json.loads(
-                (await client.request(f"$JS.API.{what}", wish, timeout=timeout)).data
-            )
-        except TimeoutError:
-            raise LabError(
-                f"No answer within {timeout:.3g} s to the request {what}. Look with: await"
-                " lab.replicas()"
-            ) from None
+            async with self._client_for(stream) as client:
+                message = await client.request(subject, wish, timeout=ANSWER_PATIENCE)
+        except (TimeoutError, nats.errors.NoRespondersError):
+            return False
+        error = json.loads(message.data).get("error")
+        if error and error.get("code") != UNAVAILABLE:
+            raise LabError(f"The server refused {subject}: {error}")
+        return not error
+
+    @contextlib.asynccontextmanager
+    async def _client_for(self, stream):
+        """The lesson's client, or, for the meta group, one of the system account."""
+        if stream:
+            yield self.lab.nc
+            return
+        client = await connect(**self.lab.cluster.login("sys"))
+        try:
+            yield client
         finally:
-            if not stream:
-                await close_client(client, drain=False)
-        if "error" in answer:
-            raise LabError(f"The server refused: {answer['error']}")
+            await close_client(client, drain=False)
 
     async def heal(self, timeout=60):
-        """Undoes everything: resumes what is paused, starts what is dead, ends partitions. Returns
-        when the three nodes agree on a leader that sees the others, and an R3 stream can be created
+        """Undoes everything: resumes paused nodes, starts dead ones, ends partitions. Returns when
+        the three nodes agree on a leader that sees the others, and an R3 stream can be created
         again. timeout: seconds, for each of the two; raises LabError that shows what was seen
         last."""
         check_timeout(timeout)
@@ -218,16 +248,21 @@ class Faults:
         await can_create(self.lab.cluster, timeout)
 
     async def _revive(self, node):
-        if isinstance(self.lab.cluster, Private):
-            process = node.process()
-            if process and process.status() == psutil.STATUS_STOPPED:
-                process.resume()
-            if not process:
-                self.lab.cluster.spawn(node)
+        if self._has_containers:
+            await asyncio.to_thread(containers.heal, node.name)
             return
-        await asyncio.to_thread(containers.mend, node.name)
+        process = node.process()
+        if not process:
+            self.lab.cluster.spawn(node)
+        elif process.status() == psutil.STATUS_STOPPED:
+            process.resume()
 
     # --- where a fault may happen
+
+    @property
+    def _has_containers(self):
+        """True if the nodes are containers; else they are the processes of a Private cluster."""
+        return self.lab.cluster.backend == "compose"
 
     def _refuse_attached(self):
         cluster = self.lab.cluster
@@ -244,31 +279,16 @@ class Faults:
             )
 
     def _node(self, name):
+        """Returns the Node of this name, to break. Raises LabError if it may not be broken."""
         self._refuse_attached()
         self.used = True
         return self.lab.node(name)
 
     def _alive(self, node):
+        """Returns the process of this node. Raises LabError if the node is down."""
         process = node.process()
         if not process:
             raise LabError(
                 f"{node.name} is down. Start it first: await lab.faults.start({node.name!r})"
             )
         return process
-
-    async def _container(self, verb, node, *words):
-        """Does it with docker where the nodes are containers, and returns True; else returns
-        False."""
-        if self.lab.cluster.backend != "compose":
-            return False
-        own = {
-            "cut off": containers.cut_off,
-            "rejoin": containers.mend,
-            "resume": containers.resume,
-        }.get(verb)
-        await (
-            asyncio.to_thread(own, node.name)
-            if own
-            else asyncio.to_thread(containers.docker, verb, *words, f"labkit-{node.name}")
-        )
-        return True

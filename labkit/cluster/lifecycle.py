@@ -1,12 +1,11 @@
-"""Three nodes as one thing: found if they are up, started if not, told apart from strangers, ended
-when asked."""
+"""The three nodes as one cluster: finds it if it is up, starts it if not, tells it apart from other
+programs, and ends it."""
 
 import asyncio
 import json
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,30 +19,35 @@ from labkit.cluster.raft import agreed
 from labkit.cluster.readiness import can_create
 from labkit.errors import LabError, explained
 from labkit.system import launching, ports
+from labkit.waiting import until
 
-LEAST_ROOM = 256 << 20  # bytes of free disk below which no node is started
-PATIENCE = 60  # seconds to wait for another process that starts or ends the cluster
+LEAST_ROOM = 256 << 20  # bytes of free disk; with less, no node is started
+PATIENCE = 60  # seconds to wait for containers, and for another process that starts a cluster
 
 
 @dataclass
 class Cluster:
-    """A cluster to learn on. `backend` is "embedded" (processes), "compose" (containers) or
-    "attached" (NATS_URL)."""
+    """A cluster to learn on."""
 
-    backend: str
+    backend: str  # "embedded" (processes), "compose" (containers) or "attached" (NATS_URL)
     nodes: list = field(default_factory=list)
-    servers: list = field(default_factory=list, repr=False)  # URLs for nats.connect
+    servers: list = field(default_factory=list, repr=False)  # URLs; default: those of the nodes
     url_login: dict = field(default_factory=dict, repr=False)  # the login in NATS_URL, as options
+
+    def __post_init__(self):
+        if not self.servers:
+            self.servers = [node.url for node in self.nodes]
 
     @property
     def shown(self):
         """The servers as they may be printed, logged and stored: without user, password, token."""
-        return " ".join(map(without_secrets, self.servers))
+        return " ".join(without_secrets(server) for server in self.servers)
 
     def login(self, account):
-        """Options for nats.connect that lead to this account; on an attached cluster, those of
-        NATS_USER, NATS_PASSWORD and NATS_CREDS, or of NATS_URL itself. Raises LabError if the
-        credentials file is not there."""
+        """Returns options for nats.connect that lead to this account. On an attached cluster they
+        come from NATS_USER, NATS_PASSWORD and NATS_CREDS, or from NATS_URL itself.
+
+        Raises LabError if the credentials file is not there."""
         if self.backend != "attached":
             return {"servers": self.servers, "user": account, "password": "lab"}
         wanted = {
@@ -51,23 +55,23 @@ class Cluster:
             "password": os.environ.get("NATS_PASSWORD"),
             "user_credentials": os.environ.get("NATS_CREDS"),
         }
-        if wanted["user_credentials"] and not os.path.isfile(wanted["user_credentials"]):
+        credentials = wanted["user_credentials"]
+        if credentials and not os.path.isfile(credentials):
             raise LabError(
-                f"NATS_CREDS names {wanted['user_credentials']}, which is no file; wanted: a .creds"
-                " file."
+                f"NATS_CREDS is {credentials}, and there is no such file; wanted: a .creds file."
             )
         given = {key: value for key, value in wanted.items() if value}
         return {"servers": self.servers, **self.url_login, **given}
 
 
 def attached(urls):
-    """The Cluster of these URLs (text, as in NATS_URL).
+    """Returns the Cluster of these URLs (text, as in NATS_URL).
 
-    A login in them becomes an option of the clients, so that it holds also on servers that the
-    cluster tells of, and stands in no client's addresses. Where there are several logins, each
-    stays in its URL."""
+    A login in them becomes an option of the clients. So it holds also on servers that the cluster
+    announces, and is in no client's addresses. If there are several logins, each stays in its URL.
+    """
     urls = [url.strip() for url in urls.split(",")]
-    logins = [login for url in urls if (login := login_in(url))]
+    logins = [login_in(url) for url in urls if login_in(url)]
     if any(login != logins[0] for login in logins):
         return Cluster("attached", servers=urls)
     addresses = [without_secrets(url) for url in urls]
@@ -75,11 +79,10 @@ def attached(urls):
 
 
 async def find():
-    """The cluster that this environment asks for, if it is there; else None. Starts nothing. Raises
-    LabError.
+    """Returns the cluster that this environment asks for if it is up, else None. Starts nothing.
 
     In this order: NATS_URL (any cluster), a running compose cluster, the running embedded one.
-    LABKIT_BACKEND=embedded or =compose insists.
+    LABKIT_BACKEND=embedded or =compose insists. Raises LabError if that variable has another value.
     """
     backend = os.environ.get("LABKIT_BACKEND", "")
     if backend not in ("", "embedded", "compose"):
@@ -96,62 +99,99 @@ async def find():
     return await find_compose() or await find_embedded()
 
 
+async def find_or_start(say=lambda text: None):
+    """Returns a Cluster that is ready: the one that find() finds, or a new one. Containers are
+    started if LABKIT_BACKEND=compose, processes otherwise.
+
+    `say` is called with a line of text when something takes time. Raises LabError.
+    """
+    found = await find()
+    if found:
+        return found
+    if os.environ.get("LABKIT_BACKEND") == "compose":
+        return await start_compose(say)
+    return await start_embedded(say)
+
+
+async def wait_ready(members, timeout=40):
+    """Waits until all nodes are linked and agree on a meta leader that sees two current replicas.
+
+    timeout: seconds. Raises LabError, at once if a process ends. Learns the server ids meanwhile.
+    """
+    answers = []
+
+    async def ready():
+        nonlocal answers
+        answers = await asyncio.gather(*(node.ask(timeout=1) for node in members))
+        for node, answer in zip(members, answers):
+            if node.store and not node.process():
+                raise LabError(f"{node.name} ended while it started. {last_words(node)}")
+            if answer:
+                node.server_id = answer["server_id"]
+        return all(answers) and agreed(answers)
+
+    def describe():
+        seen = {
+            node.name: answer.get("jetstream", {}).get("meta", {}) if answer else "no answer"
+            for node, answer in zip(members, answers)
+        }
+        look = f"docker compose -p {containers.PROJECT} logs"
+        if members[0].store:
+            look = f"the logs in {members[0].log.parent}"
+        return f"the nodes to agree on a meta leader. Last seen: {seen}. Look at: {look}"
+
+    await until(ready, timeout, describe, every=0.02)
+
+
+# --- the backend of containers
+
+
 async def find_compose():
-    """The running compose Cluster, or None."""
+    """Returns the running compose Cluster, or None."""
     members = await containers.members()
-    return Cluster("compose", members, [node.url for node in members]) if members else None
+    return Cluster("compose", members) if members else None
 
 
 async def start_compose(say=lambda text: None):
-    """Brings the containers up and waits until an R3 stream can be created. Returns a Cluster;
-    raises LabError."""
-    up_in_part = (
-        await asyncio.to_thread(containers.run, "ps", "-q")
-    ).strip()  # the ports are held by containers of ours
-    for port in () if up_in_part else (4222, 4223, 4224, 8222, 8223, 8224):
-        if who := ports.holder(port):
-            raise LabError(
-                f"Port {port} is held by {who}, and the containers want it. If it is the lab's"
-                " embedded cluster, end it: LABKIT_BACKEND=embedded python -m labkit down"
-            )
+    """Starts the containers and waits until an R3 stream can be created. Returns a Cluster; raises
+    LabError."""
+    running = await asyncio.to_thread(containers.run, "ps", "-q")
+    if not running.strip():  # else containers of ours hold the ports
+        _refuse_ports_that_containers_want()
     say("starting three containers")
     try:
         await asyncio.to_thread(containers.run, "up", "-d")
     except LabError:
         await asyncio.to_thread(containers.run, "down", "-v")
         raise
-    return await mended_compose()
+    return await healed_compose()
 
 
-async def mended_compose():
-    """The compose Cluster, whatever a kernel that was killed did to its containers, once an R3
-    stream can be created. Raises LabError after a minute."""
-    await asyncio.to_thread(containers.mend, *nodes.NAMES)
-    for _ in range(600):
-        cluster = await find_compose()
-        told = cluster and await asyncio.gather(*(node.ask() for node in cluster.nodes))
-        if told and all(told) and agreed(told):
-            await can_create(cluster)
-            return cluster
-        await asyncio.sleep(0.1)
-    raise LabError(
-        "The containers are up, but the cluster was not ready after 60 s. Look with: "
-        f"docker compose -p {containers.PROJECT} logs"
+def _refuse_ports_that_containers_want():
+    for port in (4222, 4223, 4224, 8222, 8223, 8224):
+        who = ports.holder(port)
+        if who:
+            raise LabError(
+                f"Port {port} is held by {who}, and the containers want it. If it is the lab's"
+                " embedded cluster, end it: LABKIT_BACKEND=embedded python -m labkit down"
+            )
+
+
+async def healed_compose():
+    """Heals the containers from whatever a killed kernel did to them. Returns the compose Cluster
+    once an R3 stream can be created; raises LabError."""
+    await asyncio.to_thread(containers.heal, *nodes.NAMES)
+    cluster = await until(
+        find_compose,
+        PATIENCE,
+        f"the containers to answer (look at: docker compose -p {containers.PROJECT} logs)",
     )
+    await wait_ready(cluster.nodes, PATIENCE)
+    await can_create(cluster)
+    return cluster
 
 
-async def find_or_start(say=lambda text: None):
-    """As find(), but what is not up is started: containers if LABKIT_BACKEND=compose, processes
-    otherwise.
-
-    `say` is called with a line of text when something takes time. Returns a Cluster that is ready;
-    raises LabError.
-    """
-    start = start_compose if os.environ.get("LABKIT_BACKEND") == "compose" else start_embedded
-    return await find() or await start(say)
-
-
-# --- the embedded backend
+# --- the embedded backend: the state file
 
 
 def state_file():
@@ -159,8 +199,8 @@ def state_file():
 
 
 def written_down():
-    """The nodes of the cluster that was last started in this home, alive or not (list of Node); []
-    if none was."""
+    """Returns the nodes of the cluster that was last started in this home, alive or not (list of
+    Node); [] if there was none."""
     try:
         members = [Node(**entry) for entry in json.loads(state_file().read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):  # no file, half a file, a file of an older labkit
@@ -169,59 +209,78 @@ def written_down():
 
 
 def _is_ours(node):
-    """False if the state file came with a copy of another lab's folder: the data of that lab's
-    nodes still lies there. Where the folder was moved, the old place is gone."""
+    """False if the state file is a copy from another lab's folder: that lab's data is still there.
+    If the folder was moved, the old place is gone."""
     return paths.home() in Path(node.store).parents or not os.path.exists(node.store)
 
 
+def _write_down(members):
+    """Writes the nodes to the state file."""
+    paths.write_whole(state_file(), json.dumps([asdict(node) for node in members], indent=1))
+
+
+# --- the embedded backend: what runs
+
+
 def _running():
-    """Processes of this home's shared nodes (list): those on its stores, and those of a folder that
-    was moved since."""
+    """Returns the processes of this home's shared nodes (list of psutil processes): those with a
+    store in it, and those of a folder that has been moved since."""
     found = {process.pid: process for process in nodes.strays(paths.home())}
-    found.update({process.pid: process for node in written_down() if (process := node.process())})
+    for node in written_down():
+        process = node.process()
+        if process:
+            found[process.pid] = process
     return list(found.values())
 
 
-async def is_well(node):
-    """True if the node's process lives, is the one we started, and answers with the server id that
-    we know.
+def running_port():
+    """Returns the client port of n1 of the cluster that runs in this home, as a whole or in part,
+    whatever is written down. None if no node runs."""
+    return next((nodes.first_port_of(process) for process in _running()), None)
 
-    It is asked with patience: who is not well is ended and started again, and on a busy machine
-        half a second is short.
-    """
-    told = await node.ask(timeout=5) if node.process() else None
-    return bool(told) and told["server_id"] == node.server_id
+
+async def is_well(node):
+    """True if the node's process lives and answers with the server id that we know.
+
+    It has five seconds to answer: a node that is not well is ended and started again, and on a busy
+    machine half a second is too short."""
+    answer = await node.ask(timeout=5) if node.process() else None
+    return bool(answer) and answer["server_id"] == node.server_id
+
+
+def _members_on_these_ports():
+    """Returns the nodes that are written down, or [] if other ports are asked for than theirs."""
+    members = written_down()
+    if members and members[0].port == nodes.first_port():
+        return members
+    return []
 
 
 async def find_embedded():
-    """The running embedded Cluster, or None if it is not up as a whole."""
-    members = written_down()
-    if not members or members[0].port != nodes.first_port():
-        return None
-    if all(await asyncio.gather(*map(is_well, members))):
-        return Cluster("embedded", members, [node.url for node in members])
+    """Returns the running embedded Cluster, or None unless all three nodes are well."""
+    members = _members_on_these_ports()
+    if members and all(await asyncio.gather(*map(is_well, members))):
+        return Cluster("embedded", members)
     return None
 
 
 def part():
-    """The embedded Cluster that is up in part: at least one of its nodes runs. Else None."""
-    members = written_down()
-    if (
-        members
-        and members[0].port == nodes.first_port()
-        and any(node.process() for node in members)
-    ):
-        return Cluster("embedded", members, [node.url for node in members])
+    """Returns the embedded Cluster if at least one of its nodes runs, else None."""
+    members = _members_on_these_ports()
+    if any(node.process() for node in members):
+        return Cluster("embedded", members)
     return None
+
+
+# --- the embedded backend: start and end
 
 
 async def start_embedded(say=lambda text: None):
     """Starts what is missing and waits until an R3 stream can be created. Two callers at once get
-    one cluster."""
+    the same Cluster. Raises LabError."""
     paths.make_folder(paths.home())
-    lock = AsyncFileLock(lock_file(), timeout=PATIENCE)
     try:
-        async with lock:
+        async with AsyncFileLock(lock_file(), timeout=PATIENCE):
             return await find_embedded() or await _start_embedded(say)
     except Timeout:
         raise _busy() from None
@@ -230,7 +289,7 @@ async def start_embedded(say=lambda text: None):
 
 
 def lock_file():
-    """Who starts or ends the cluster of this home holds this lock."""
+    """Returns the file whose lock a process holds while it starts or ends this home's cluster."""
     return paths.home() / "cluster.lock"
 
 
@@ -243,46 +302,35 @@ def _busy():
 
 async def _start_embedded(say):
     members = written_down()
-    alive = await asyncio.gather(*map(is_well, members))
+    well = await asyncio.gather(*map(is_well, members))
     refuse_second_port()
-    if any(alive):
-        missing = [
-            node for node, well in zip(members, alive) if not well
-        ]  # they come back to their own store
+    if any(well):
+        missing = [node for node, is_up in zip(members, well) if not is_up]
         say(f"starting {', '.join(node.name for node in missing)} again")
         launching.end_processes([node.process() for node in missing])
     else:
         _end_nodes()
         refuse_full_disk()
-        # A new folder every time: a store cannot be opened by two servers, and an empty one boots
-        # ten times faster (a restart with state waits out a full election, 4 to 9 s).
+        # Always a new folder: two servers cannot open one store, and an empty store boots ten times
+        # faster (with state, a restart waits for a full election, 4 to 9 s).
         run = tempfile.mkdtemp(prefix="run-", dir=paths.home())
-        first = nodes.first_port()
-        members = missing = [
-            Node(name, first + i, first + i + 4000, os.path.join(run, name))
-            for i, name in enumerate(nodes.NAMES)
-        ]
+        members = nodes.new_nodes(nodes.first_port(), run)
+        missing = members
         say("starting three nodes")
     refuse_taken_ports(missing)
     try:
-        for node in (
-            missing
-        ):  # all at once: 0.3 s between them, and the first vote fails and the next takes 4 to 9 s
+        # All at once: if they start 0.3 s apart, the first vote fails and the next takes 4 to 9 s.
+        for node in missing:
             node.spawn([other.route for other in members], outlives=True)
         _write_down(members)
         await wait_ready(members)
-        cluster = Cluster("embedded", members, [node.url for node in members])
+        cluster = Cluster("embedded", members)
         await can_create(cluster)
-        _write_down(members)
+        _write_down(members)  # now with the server ids
     except BaseException:
         launching.end_processes([node.process() for node in missing])
         raise
     return cluster
-
-
-def _write_down(members):
-    """Notes the nodes in the state file."""
-    paths.write_whole(state_file(), json.dumps([asdict(node) for node in members], indent=1))
 
 
 def refuse_second_port():
@@ -298,15 +346,9 @@ def refuse_second_port():
         )
 
 
-def running_port():
-    """The client port of n1 of the cluster that runs in this home, as a whole or in part, whatever
-    is written down. None if no node runs."""
-    return next((nodes.first_port_of(process) for process in _running()), None)
-
-
 def place(first=None):
-    """Which lab is meant, in words: its ports and its home. first: client port of n1 (default: the
-    one asked for)."""
+    """Returns which lab is meant, in words: its ports and its home. first: client port of n1
+    (default: the one that is asked for)."""
     return f"{_span(first or nodes.first_port())}, home {paths.home()}"
 
 
@@ -315,6 +357,7 @@ def _span(first):
 
 
 def refuse_full_disk():
+    """Raises LabError if the disk has too little room for three nodes."""
     free = shutil.disk_usage(paths.home()).free
     if free < LEAST_ROOM:
         raise LabError(
@@ -325,6 +368,7 @@ def refuse_full_disk():
 
 
 def refuse_taken_ports(members):
+    """Raises LabError if another program has a port that one of these nodes wants."""
     for node in members:
         for port in (node.port, node.monitor, node.route):
             who = ports.holder(port)
@@ -338,61 +382,37 @@ def refuse_taken_ports(members):
                 )
 
 
-async def wait_ready(members, timeout=40):
-    """Waits until all nodes are linked and agree on a meta leader that sees two current replicas
-    (seconds). Raises LabError early if a process ends. Learns the server ids on the way."""
-    start = time.monotonic()
-    while True:
-        told = await asyncio.gather(*(node.ask(timeout=1) for node in members))
-        for node, facts in zip(members, told):
-            if not node.process():
-                raise LabError(f"{node.name} ended while it started. {last_words(node)}")
-            if facts:
-                node.server_id = facts["server_id"]
-        if all(told) and agreed(told):
-            return
-        if time.monotonic() - start > timeout:
-            seen = {
-                node.name: (facts or {}).get("jetstream", {}).get("meta", "no answer")
-                for node, facts in zip(members, told)
-            }
-            raise LabError(
-                f"The cluster was not ready after {timeout} s. Last seen: {seen}. "
-                f"Logs: {members[0].log.parent}"
-            )
-        await asyncio.sleep(0.02)
-
-
 def last_words(node):
-    """Why a node ended, from its log, and what to do."""
-    lines = [
-        line
-        for line in node.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    """Returns why a node ended, from its log, and what to do (text)."""
+    log = node.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    problems = [
+        line.split("] ", 1)[-1]
+        for line in log
         if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line
-    ][-2:]
-    text = " | ".join(line.split("] ", 1)[-1] for line in lines) or "Its log says nothing."
-    advice = {
-        "no space left": (
-            "Free some disk space, or set LABKIT_HOME to a folder on a disk with room "
-            f"(now {paths.home()})."
-        ),
-        "address already in use": (
-            "Something took the port in that moment: python -m labkit doctor shows who."
-        ),
-        "permission denied": (
-            f"It may not write there: set LABKIT_HOME to a folder of yours (now {paths.home()})."
-        ),
-    }
-    way_out = next(
-        (advice[key] for key in advice if key in text), "python -m labkit doctor looks closer."
-    )
-    return f"It said: {text}. {way_out} Whole log: {node.log}"
+    ]
+    words = " | ".join(problems[-2:]) or "Its log says nothing."
+    return f"It said: {words}. {_advice(words)} Whole log: {node.log}"
+
+
+def _advice(words):
+    """Returns what to do about a node's last words."""
+    if "no space left" in words:
+        return (
+            "Free some disk space, or set LABKIT_HOME to a folder on a disk with room (now"
+            f" {paths.home()})."
+        )
+    if "address already in use" in words:
+        return "Another program has just taken the port: python -m labkit doctor shows which."
+    if "permission denied" in words:
+        return f"It may not write there: set LABKIT_HOME to a folder of yours (now {paths.home()})."
+    return "To look closer: python -m labkit doctor."
 
 
 def end_embedded():
-    """Ends the cluster of this home and what killed kernels left there, and removes the data.
-    Returns (number of nodes, number of processes of killed kernels). Waits for somebody who is just
-    starting or ending it. Raises LabError.
+    """Ends the cluster of this home, and what killed kernels left there, and removes the data.
+
+    Waits for a process that is starting or ending the cluster. Returns (number of nodes, number of
+    processes of killed kernels). Raises LabError.
     """
     paths.make_folder(paths.home())
     try:

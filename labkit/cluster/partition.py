@@ -1,10 +1,10 @@
 """Network partitions without root: every route of a private cluster runs through a small TCP proxy
-that can go silent.
+that can stop forwarding.
 
-The proxies live in a process of their own (run this file; it needs nothing but Python), so that a
-busy cell cannot freeze them. A silent link forwards nothing and breaks nothing, as a network that
-drops packets: the servers find out by themselves. What was on its way arrives when the link is
-    mended.
+The proxies run in a process of their own (this file, which needs nothing but Python), so that a
+busy cell cannot freeze them. A silent proxy forwards nothing and closes nothing, like a network
+that drops packets: the servers find out by themselves. What was under way arrives when the
+partition ends.
 """
 
 import asyncio
@@ -14,35 +14,36 @@ import sys
 
 
 class RouteProxies:
-    """The proxies of one cluster, seen from the notebook. Start them before the nodes."""
+    """The proxies of one cluster, as the notebook's side sees them. Start them before the nodes."""
 
     def __init__(self, routes):
-        """routes: {(node, other): (port to listen on, port of the other's routes)}."""
-        self.ports = {pair: port for pair, (port, _) in routes.items()}
-        from labkit.system.launching import (
-            launch,
-        )  # not above: as a process of its own, this file does without labkit
+        """routes: {(node, other): (port to listen on, port of the other's routes)}. Raises OSError
+        if one of the ports is taken."""
+        # Not at the top: as a program, this file does without labkit.
+        from labkit.system.launching import launch
 
+        self.ports = {pair: port for pair, (port, _) in routes.items()}
         self.child = launch(
             [sys.executable, "-P", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        self._ask([[*pair, *ports] for pair, ports in routes.items()])
+        self._order([[*pair, *ports] for pair, ports in routes.items()])
 
     def silence(self, names):
-        """From now on, these nodes (set of names) can neither reach the others nor be reached;
-        nobody else is cut off."""
-        self._ask(sorted(names))
+        """From now on, these nodes (set of names) cannot reach the others, nor be reached by them.
+        All other nodes reach each other."""
+        self._order(sorted(names))
 
-    def _ask(self, order):
+    def _order(self, order):
+        """Sends an order to the process of the proxies, and waits until it is carried out."""
         self.child.stdin.write(json.dumps(order).encode() + b"\n")
         self.child.stdin.flush()
         answer = self.child.stdout.readline()
-        if answer != b"done\n":
+        if answer.strip() != b"done":
             self.end()
-            raise OSError(f"the proxies of the routes said {answer!r}; wanted: done")
+            raise OSError(f"the route proxies answered {answer!r}; wanted: done")
 
     def end(self):
         """Ends the process of the proxies."""
@@ -51,51 +52,74 @@ class RouteProxies:
 
 
 class Proxy:
-    """One link: connections that `one` opens to `other`, forwarded both ways while neither of them
-    is cut off."""
+    """One route: forwards connections that node `one` opens to node `other`, both ways, while
+    neither of the two is cut off."""
 
     def __init__(self, one, other, target):
-        self.names, self.target, self.open = {one, other}, target, asyncio.Event()
-        self.open.set()
+        """target: port of the other's routes."""
+        self.nodes = {one, other}
+        self.target = target
+        self.forwards = asyncio.Event()  # not set while the proxy is silent
+        self.forwards.set()
+
+    def cut_off(self, names):
+        """Falls silent if one of its nodes is among these names, else forwards."""
+        if self.nodes & set(names):
+            self.forwards.clear()
+        else:
+            self.forwards.set()
 
     async def serve(self, reader, writer):
-        await (
-            self.open.wait()
-        )  # a connection that begins while the link is silent waits, as its packets would
+        await self.forwards.wait()  # a connection that begins in a partition waits for its end
         try:
-            there = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            return writer.close()  # the other node is down: refused
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:  # the other node is down: this connection is refused too
+            writer.close()
+            return
         await asyncio.gather(
-            self.forward(reader, there[1]), self.forward(there[0], writer), return_exceptions=True
+            self.forward(reader, target_writer),
+            self.forward(target_reader, writer),
+            return_exceptions=True,
         )
 
     async def forward(self, reader, writer):
         try:
             while data := await reader.read(65536):
-                await self.open.wait()
+                await self.forwards.wait()
                 writer.write(data)
                 await writer.drain()
         finally:
             writer.close()
 
 
-async def main():
-    loop = asyncio.get_running_loop()
+async def start(routes):
+    """Starts a proxy for each route: [node, other, port to listen on, port of the other's routes].
+    Returns the list of Proxy."""
     proxies = []
-    while line := await loop.run_in_executor(
-        None, sys.stdin.buffer.readline
-    ):  # ends when the notebook has ended
-        order = json.loads(line)
-        if not proxies:
-            proxies = [Proxy(one, other, target) for one, other, _, target in order]
-            for proxy, (_, _, port, _) in zip(proxies, order):
-                await asyncio.start_server(proxy.serve, "127.0.0.1", port)
+    for one, other, port, target in routes:
+        proxy = Proxy(one, other, target)
+        await asyncio.start_server(proxy.serve, "127.0.0.1", port)
+        proxies.append(proxy)
+    return proxies
+
+
+async def orders():
+    """Yields the orders of the notebook's side. Ends when the notebook has ended."""
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.buffer.readline):
+        yield json.loads(line)
+
+
+async def main():
+    """The first order lists the routes, each later one the nodes that are cut off."""
+    proxies = None
+    async for order in orders():
+        if proxies is None:
+            proxies = await start(order)
         else:
             for proxy in proxies:
-                (proxy.open.clear if proxy.names & set(order) else proxy.open.set)()
-        sys.stdout.write("done\n")
-        sys.stdout.flush()
+                proxy.cut_off(order)
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A cluster for one lesson alone: three fresh nodes on free ports, to break at will, gone with the
+"""A cluster for one lesson alone, to break: three fresh nodes on free ports. It ends with the
 lesson."""
 
-import itertools
+import contextlib
 import os
 import random
 import shutil
@@ -10,43 +10,50 @@ from labkit.cluster import nodes
 from labkit.cluster.lifecycle import (
     Cluster,
     find_compose,
-    mended_compose,
+    healed_compose,
     refuse_full_disk,
     start_compose,
     wait_ready,
 )
-from labkit.cluster.nodes import Node
 from labkit.cluster.partition import RouteProxies
 from labkit.cluster.readiness import can_create
 from labkit.errors import LabError
 from labkit.system import launching, ports
 
-NOWHERE = (  # what a node tells others about its routes: gossip must not lead around the proxies
-    "127.0.0.1:1"
-)
+# What a node tells the others about its routes: they must not find a way around the proxies.
+NOWHERE = "127.0.0.1:1"
+PROXY_OFFSET = 6000  # what to add to the client port of n1 for the first of six route proxies
 
 
 class Private(Cluster):
-    """Three nodes whose routes run through proxies (see partition.py).
+    """Three nodes whose routes run through proxies (see partition.py)."""
 
-    `route_proxies`: those; `folder`: holds the nodes' data and logs (Path)."""
-
-    route_proxies = None
+    def __init__(self, folder, first, sync):
+        """Nothing runs yet. folder: for the nodes' data and logs (Path). first: client port of n1.
+        sync: the nodes' sync_interval."""
+        super().__init__("embedded", nodes.new_nodes(first, folder, sync))
+        self.folder = folder
+        self.first = first
+        self.route_proxies = None
 
     def start_proxies(self):
         """Starts the proxies. Raises OSError if one of their ports is taken."""
-        self.route_proxies = RouteProxies(self.proxy_ports)
-
-    def spawn(self, node):
-        """Starts (or starts again, on its old data) one node; returns at once."""
-        node.spawn(
-            [port for (one, _), port in self.route_proxies.ports.items() if one == node.name],
-            advertise=NOWHERE,
+        pairs = [(one, other) for one in self.nodes for other in self.nodes if one is not other]
+        listen = self.first + PROXY_OFFSET
+        self.route_proxies = RouteProxies(
+            {
+                (one.name, other.name): (listen + i, other.route)
+                for i, (one, other) in enumerate(pairs)
+            }
         )
 
+    def spawn(self, node):
+        """Starts one node (again, on its old data) and returns at once."""
+        routes = [port for (one, _), port in self.route_proxies.ports.items() if one == node.name]
+        node.spawn(routes, advertise=NOWHERE)
+
     def end(self):
-        """Ends nodes and proxies and removes the data. Returns the names of nodes that could not be
-        ended."""
+        """Ends nodes and proxies, removes the data. Returns the names of nodes that still run."""
         launching.end_processes([node.process() for node in self.nodes])
         if self.route_proxies:
             self.route_proxies.end()
@@ -54,67 +61,54 @@ class Private(Cluster):
         return [node.name for node in self.nodes if node.process()]
 
 
-async def start(tries=3, sync="2m"):
-    """Starts a Private cluster and waits until an R3 stream can be created (about a second). Raises
-    LabError.
+async def start(sync="2m"):
+    """Starts a Private cluster and waits until an R3 stream can be created (about a second).
 
-    sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always"."""
+    sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always". Raises
+    LabError."""
     launching.own_folder()
     refuse_full_disk()
-    while True:
-        cluster = _laid_out(sync)
-        try:
-            cluster.start_proxies()
-            for node in cluster.nodes:
-                cluster.spawn(node)
-            await wait_ready(cluster.nodes)
-            await can_create(cluster)
-            return cluster
-        except (LabError, OSError):  # another program may have taken a port in that moment
-            cluster.end()
-            if not (tries := tries - 1):
-                raise
-        except BaseException:
-            cluster.end()
-            raise
+    for _ in range(2):  # another program may just have taken a port: try others
+        with contextlib.suppress(LabError, OSError):
+            return await _start_once(sync)
+    return await _start_once(sync)
 
 
-async def start_or_containers(say):
-    """A Private cluster; where the lab runs in containers (LABKIT_BACKEND, or because they are up),
-    those."""
-    asked = os.environ.get("LABKIT_BACKEND", "")
-    if asked in ("", "compose") and await find_compose():
-        return await mended_compose()
-    return await start_compose(say) if asked == "compose" else await start()
-
-
-def _laid_out(sync):
-    """A Private cluster with its ports and its folder; nothing of it runs yet."""
-    folder = launching.new_folder(
-        "private"
-    )  # on a real disk: a folder for temporary files may be memory
-    base, at = free_base(), itertools.count(6000)
-    members = [
-        Node(name, base + i, base + i + 4000, str(folder / name), sync=sync)
-        for i, name in enumerate(nodes.NAMES)
-    ]
-    cluster = Private("embedded", members, [node.url for node in members])
-    cluster.folder = folder
-    cluster.proxy_ports = {
-        (a.name, b.name): (base + next(at), b.route) for a in members for b in members if a is not b
-    }
+async def _start_once(sync):
+    # On a real disk: a folder for temporary files may be in memory.
+    cluster = Private(launching.new_folder("private"), free_base(), sync)
+    try:
+        cluster.start_proxies()
+        for node in cluster.nodes:
+            cluster.spawn(node)
+        await wait_ready(cluster.nodes)
+        await can_create(cluster)
+    except BaseException:
+        cluster.end()
+        raise
     return cluster
 
 
+async def start_or_containers(say):
+    """Returns a Private cluster. If the lab runs in containers (they are up, or LABKIT_BACKEND is
+    "compose"), returns those. say: see lifecycle.find_or_start(). Raises LabError."""
+    asked = os.environ.get("LABKIT_BACKEND", "")
+    if asked in ("", "compose") and await find_compose():
+        return await healed_compose()
+    if asked == "compose":
+        return await start_compose(say)
+    return await start()
+
+
 def free_base():
-    """A client port such that the ports of three nodes and six proxies are free (below those that
-    systems give to outgoing connections, so that a node that was killed gets its own back)."""
-    for base in random.sample(range(20000, 26000, 10), 600):
-        offsets = [offset + i for offset in (0, 2000, 4000) for i in range(3)] + [
-            6000 + i for i in range(6)
-        ]
-        if all(ports.is_free(base + offset) for offset in offsets):
-            return base
+    """Returns a client port for n1 such that the ports of three nodes and six proxies are free.
+
+    They lie below the ports that systems give to outgoing connections, so that a node that was
+    killed gets its own back. Raises LabError if there is none."""
+    for first in random.sample(range(20000, 26000, 10), 600):
+        proxies = [first + PROXY_OFFSET + i for i in range(6)]
+        if all(ports.is_free(port) for port in nodes.ports_of_nodes(first) + proxies):
+            return first
     raise LabError(
         "No 15 free ports between 20000 and 32006 on 127.0.0.1 for a private cluster. "
         "Look with: python -m labkit doctor"

@@ -14,6 +14,7 @@ from labkit.cluster import nodes
 from labkit.errors import LabError
 from labkit.system import ports
 from labkit.system.launching import end, launch
+from labkit.waiting import until
 
 _count = itertools.count(1)
 
@@ -23,12 +24,16 @@ class Standalone:
     `resume()`."""
 
     def __init__(self, folder):
-        self.folder, self.port, self.child = folder, ports.free_port(), None
-        self.url, self.log = f"nats://127.0.0.1:{self.port}", folder / "server.log"
+        """folder: with its configuration, server.conf."""
+        self.folder = folder
+        self.port = ports.free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        self.child = None  # its Popen
 
     async def start(self, timeout=10):
-        """Starts it (again, on its old data) and returns when it answers. Raises LabError with the
-        log's last words."""
+        """Starts the server (again, on its old data) and returns when it answers. timeout: seconds.
+        Raises LabError with the last lines of its log."""
         with open(self.log, "ab") as log:
             self.child = launch(
                 [nodes.server_binary(), "-c", str(self.folder / "server.conf")],
@@ -37,18 +42,21 @@ class Standalone:
                 stdout=log,
                 stderr=log,
             )
-        limit = asyncio.get_running_loop().time() + timeout
-        while not await self._answers():
-            if self.child.poll() is not None or asyncio.get_running_loop().time() > limit:
-                self.stop()
-                said = (
-                    self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
-                )
-                raise LabError(
-                    "The server with this configuration did not answer. It said:"
-                    f" {' | '.join(said) or 'nothing'}"
-                )
-            await asyncio.sleep(0.01)
+
+        async def answers():
+            if self.child.poll() is not None:
+                raise LabError(f"The server with this configuration ended. {self._last_words()}")
+            return await self._answers()
+
+        try:
+            await until(answers, timeout, lambda: f"the server to answer. {self._last_words()}")
+        except LabError:
+            self.stop()
+            raise
+
+    def _last_words(self):
+        log = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"It said: {' | '.join(log[-2:]) or 'nothing'}"
 
     async def _answers(self):
         """True if a NATS server greets on the port."""
@@ -62,30 +70,29 @@ class Standalone:
             return False
 
     def stop(self):
-        """SIGKILL, and it is gone; its data stays."""
+        """Kills the server (SIGKILL) and waits until it is gone. Its data stays."""
         if self.child:
             end(self.child)
 
     def pause(self):
-        """It stands still and keeps its connections (SIGSTOP)."""
-        process, end = psutil.Process(self.child.pid), time.monotonic() + 1
+        """Makes the server stand still; it keeps its connections (SIGSTOP)."""
+        process = psutil.Process(self.child.pid)
         process.suspend()
-        while (
-            process.status() != psutil.STATUS_STOPPED and time.monotonic() < end
-        ):  # until then it may still answer
-            time.sleep(0.002)
+        limit = time.monotonic() + 1
+        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < limit:
+            time.sleep(0.002)  # until then it may still answer
 
     def resume(self):
-        """It goes on after pause()."""
+        """Lets the server go on after pause()."""
         psutil.Process(self.child.pid).resume()
 
 
 async def start_server(lab, config=""):
-    """Starts one nats-server with this configuration (text, as in a nats-server file, without
-    `listen`), on a free port of loopback. It ends with the lesson. Returns a Standalone; raises
-    LabError with the server's own words if it does not start.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=f"single-{next(_count)}-", dir=lab.scratch))
+    """Starts one nats-server on a free port of loopback. It ends with the lesson. Returns a
+    Standalone; raises LabError with the server's own words if it does not start.
+
+    config: text as in a configuration file of nats-server, without `listen`."""
+    folder = Path(tempfile.mkdtemp(prefix=f"server-{next(_count)}-", dir=lab.scratch))
     for _ in range(3):  # another program may take the port in that moment
         server = Standalone(folder)
         lab.on_close(server.stop)
@@ -93,11 +100,9 @@ async def start_server(lab, config=""):
         (folder / "server.conf").write_text(text, encoding="utf-8", newline="\n")
         try:
             await server.start()
-            break
+            return server
         except LabError as error:
             if "address already in use" not in str(error):
                 raise
             server.log.unlink()
-    else:
-        raise LabError("No free port could be held for the server.")
-    return server
+    raise LabError("Other programs took the server's port three times. Try again.")

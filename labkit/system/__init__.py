@@ -1,2 +1,1 @@
-"""What every process of the lab needs of the system: starting and ending processes, ports,
-signals."""
+"""What the lab needs of the operating system: processes, ports, signals."""

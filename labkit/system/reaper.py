@@ -1,15 +1,14 @@
-"""Ends what must not outlive a notebook's kernel: the processes that it started and the folder that
-they use.
+"""Ends what must not outlive a notebook's kernel: the processes that it started, and the folder
+that they use.
 
-A small process of its own for each kernel (see launching.py), which imports nothing of labkit. Its
-standard input is a pipe whose other end the kernel holds. When the kernel ends, also by SIGKILL,
-the system closes the pipe. Then this process ends everything that was started for the kernel,
-removes the folder and its lock, and ends itself.
+Each kernel starts one such process (see launching.py). It needs nothing but psutil. Its standard
+input is a pipe, and the kernel holds the other end. When the kernel ends, also by SIGKILL, the
+system closes the pipe. Then this process ends everything that was started for the kernel, removes
+the folder and its lock, and ends itself.
 
     python reaper.py FOLDER [VARIABLE]
 
-VARIABLE is the environment variable that holds FOLDER in the processes to end: LABKIT_OWNER, unless
-    another one is given.
+The processes to end have FOLDER in this variable of their environment (default: LABKIT_OWNER).
 """
 
 import contextlib
@@ -22,8 +21,8 @@ import psutil
 
 
 def owned(folder, variable="LABKIT_OWNER"):
-    """The living processes that were started with this variable set to `folder` (list of psutil
-    processes), but for reapers: these end by themselves, when they have done their work."""
+    """Returns the living processes that were started with this variable set to `folder` (list of
+    psutil processes). Other reapers are left out: they end by themselves after their work."""
     return [process for process in psutil.process_iter() if _is_owned(process, folder, variable)]
 
 
@@ -32,19 +31,20 @@ def _is_owned(process, folder, variable):
         if process.environ().get(variable) != folder or process.status() == psutil.STATUS_ZOMBIE:
             return False
         return __file__ not in process.cmdline()
-    except (psutil.Error, OSError):  # gone, or another user's
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
         return False
 
 
 def end(folder, variable="LABKIT_OWNER", timeout=10):
-    """Kills these processes, paused ones too, and looks again until there are none, or for
-    `timeout` seconds."""
+    """Kills these processes, also paused ones, until there are none, or for `timeout` seconds."""
     limit = time.monotonic() + timeout
-    while (processes := owned(folder, variable)) and time.monotonic() < limit:
+    processes = owned(folder, variable)
+    while processes and time.monotonic() < limit:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         time.sleep(0.02)
+        processes = owned(folder, variable)  # some may have been started meanwhile
 
 
 def main(folder, *variable):
