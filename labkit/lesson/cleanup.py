@@ -1,11 +1,10 @@
-"""A clean slate: which streams are the lesson's own, and how they go away."""
+"""Which streams belong to a lesson, and how they are removed."""
 
 import asyncio
 import contextlib
 import datetime
 import json
 import os
-import time
 from pathlib import Path
 
 from nats.errors import Error as NatsError
@@ -15,49 +14,48 @@ from labkit.cluster import lifecycle, nodes, tables
 from labkit.cluster.connection import close_client, connect, flush
 from labkit.cluster.streams import delete, delete_all, stream_names
 from labkit.errors import LabError
+from labkit.waiting import until
 
-FAILURES = (
-    LabError,
-    NatsError,
-    TimeoutError,
-)  # how cleaning up may fail where the servers are not well
-CREATED = (  # the server's own record of what each connection asked of JetStream
-    "$JS.EVENT.ADVISORY.API"
-)
+# How a clean-up may fail when the servers are in trouble.
+FAILURES = (LabError, NatsError, TimeoutError)
+# Here a server publishes each request to the JetStream API, with the connection that made it.
+API_ADVISORIES = "$JS.EVENT.ADVISORY.API"
+PATIENCE = 10  # seconds for files to leave the disk, and for closed connections to leave the nodes
+MAKERS_PATIENCE = 3  # seconds for the server to say who created the last streams
 
 
 class AccountStreams:
-    """On the lab's own cluster the account is the lesson's, and so is every stream in it."""
+    """On the lab's own cluster the account belongs to the lesson, and so does each stream in it."""
 
-    stays = ()  # words for each stream that is not known to be the lesson's, see CreatedStreams
+    kept = ()  # a text for each stream that is not known to be the lesson's, see CreatedStreams
 
     def __init__(self, lab):
         self.lab = lab
 
     def watch(self, client):
-        """The streams that this client makes are the lesson's. Here they all are."""
+        """The streams that this client creates are the lesson's. Here all streams are."""
 
     def count_in(self, who):
-        """The same for a connection of another process, named as by connection()."""
+        """The same for a connection of another process. who: as connection() returns it."""
 
     async def clean(self):
-        """Deletes what an earlier run left behind. Returns how many streams that were."""
+        """Deletes what an earlier run left behind. Returns the number of streams deleted."""
         names = await stream_names(self.lab.nc)
         await self._delete(self.lab.nc, names)
         return len(names)
 
     async def wipe(self):
-        """Deletes the lesson's streams when it ends. Returns what may be left (list of words)."""
+        """Deletes the lesson's streams when it ends. Returns what may be left (list of texts)."""
         try:
-            async with self._hand() as client:
+            async with self._client() as client:
                 await self._delete(client, await stream_names(client))
                 return [f"stream {name}" for name in await stream_names(client)]
         except FAILURES as error:
-            return [f"its streams ({error or type(error).__name__})"]
+            return [_failed(error)]
 
     @contextlib.asynccontextmanager
-    async def _hand(self):
-        """A client to clean up with: the lesson's own, or a new one where that is closed."""
+    async def _client(self):
+        """A client to clean up with: the lesson's own, or a new one if that is closed."""
         if not self.lab.nc.is_closed:
             yield self.lab.nc
             return
@@ -69,47 +67,49 @@ class AccountStreams:
 
     async def _delete(self, client, names):
         await delete_all(client, names)
-        await self._until_off_disk(names)
+        await self._wait_for_files_to_go(names)
 
-    async def _until_off_disk(self, names, timeout=10):
-        """Followers remove a deleted stream's files a moment later; a stream of the same name that
-        is created before can fail with err_code 10049. Seen from here only where the nodes are
-        processes of this machine."""
-        streams = [
+    async def _wait_for_files_to_go(self, names):
+        """Followers remove the files of a deleted stream a moment later; a stream of the same name
+        that is created before that can fail with err_code 10049. The files can be seen only where
+        the nodes are processes of this machine. If they stay, the lesson goes on all the same."""
+        folders = [
             Path(node.store, "jetstream", self.lab.topic.upper(), "streams")
             for node in self.lab.cluster.nodes
             if node.store
         ]
-        for _ in range(int(timeout / 0.02)):
-            if not any((folder / name).exists() for folder in streams for name in names):
-                return
-            await asyncio.sleep(0.02)
+
+        def gone():
+            return not any((folder / name).exists() for folder in folders for name in names)
+
+        with contextlib.suppress(LabError):
+            await until(gone, PATIENCE)
 
 
 def connection(client):
-    """How the server's audits name this connection: (server, client number there, client name)."""
-    info = client._server_info  # nats-py tells the number, but not whose number it is
-    return (
-        info.get("server_name") or info.get("server_id"),
-        client.client_id,
-        client.options["name"],
-    )
+    """How the server names this connection in its API advisories: (server, the client's number
+    there, the client's name)."""
+    info = client._server_info  # nats-py tells the number, but not which server gave it
+    server = info.get("server_name") or info.get("server_id")
+    return server, client.client_id, client.options["name"]
 
 
 class CreatedStreams(AccountStreams):
     """On a cluster of the user's own, only what this lesson's connections created is the lesson's.
 
-    The server says who created what: it publishes an audit of every call of the JetStream API, with
-    the connection that made it. The audit of a create comes a moment after its answer. Which
-    connections are the lesson's is known from its clients, and from its workers, who report theirs.
-    Whatever is known to be the lesson's is written down at once, because the kernel may be killed
-    before it can clean up.
+    The server says who created what: it publishes an advisory for each call of the JetStream API,
+    with the connection that made the call. The advisory arrives a moment after the answer to the
+    call. Which connections are the lesson's is known from its clients, and from its workers, which
+    report theirs. Each stream that is known to be the lesson's is written to a file at once,
+    because the kernel may be killed before it can clean up.
     """
 
     def __init__(self, lab):
         super().__init__(lab)
-        self.ours = set()  # all connections that the lesson has had, named as by connection()
-        self.makers = {}  # (stream, when it was created) -> the connections that created it (list)
+        self.ours = (
+            set()
+        )  # all connections that the lesson has had, each as connection() returns it
+        self.makers = {}  # (stream, when it was created) -> list of connections that created it
         self.before = set()  # names of the streams that were there when the lesson opened
         self.note = Note(lab)
 
@@ -132,24 +132,27 @@ class CreatedStreams(AccountStreams):
     async def clean(self):
         for client in self.lab.clients:
             self.watch(client)
-        # A connection of its own: the learner may close, drain or overload the others.
-        ear = await self.lab.connect(name=f"{self.lab.topic} clean-up", error_cb=self._trouble)
-        await ear.subscribe(CREATED, cb=self._hear)
-        await flush(ear)
-        old = self.note.read()
-        found = await self._created(ear, {name for streams in old.values() for name in streams})
+        # It has a connection of its own: the learner may close, drain or overload the others.
+        listener = await self.lab.connect(
+            name=f"{self.lab.topic} clean-up", error_cb=self._on_error
+        )
+        await listener.subscribe(API_ADVISORIES, cb=self._note_creation)
+        await flush(listener)
+        noted = self.note.read()
+        names = {name for streams in noted.values() for name in streams}
+        found = await self._created(listener, names)
         mine = {
             name: when
             for name, when in found.items()
-            if any(streams.get(name) == when for streams in old.values())
+            if any(streams.get(name) == when for streams in noted.values())
         }
-        await self._delete(ear, set(mine))
+        await self._delete(listener, set(mine))
         self.note.forget(mine, kept={name for name, when in found.items() if not when})
-        self.before = await stream_names(ear)
-        self._refuse_company(self.before)
+        self.before = await stream_names(listener)
+        self._refuse_other_streams(self.before)
         return len(mine)
 
-    def _refuse_company(self, names):
+    def _refuse_other_streams(self, names):
         if names and not os.environ.get("LABKIT_SHARE_ACCOUNT"):
             raise LabError(
                 "This account holds streams that are not the lesson's: "
@@ -159,101 +162,92 @@ class CreatedStreams(AccountStreams):
             )
 
     async def wipe(self):
-        """Deletes the lesson's streams. What is not known to be the lesson's is told in `stays`."""
+        """Deletes the lesson's streams. Those that are not known to be the lesson's are in `kept`
+        afterwards. Returns what may be left (list of texts)."""
         try:
-            async with self._hand() as client:
-                found = await self._explained(client)
-                mine = {name: when for name, when in found.items() if self._is_ours((name, when))}
-                await self._delete(client, set(mine))
-                left = set(mine) & await stream_names(client)
+            async with self._client() as client:
+                found = await self._new_streams_and_makers(client)
+                mine = {name for name, when in found.items() if self._is_ours(name, when)}
+                await self._delete(client, mine)
+                left = mine & await stream_names(client)
         except FAILURES as error:
-            return [f"its streams ({error or type(error).__name__})"]
+            return [_failed(error)]
         self.note.forget({}, kept=left | {name for name, when in found.items() if not when})
-        self.stays = [
+        self.kept = [
             f"{name} ({self._who_made(name, when)})"
             for name, when in sorted(found.items())
             if name not in mine
         ]
         return [f"stream {name}" for name in sorted(left)]
 
-    async def _explained(self, client, timeout=3):
-        """All streams that are new since the lesson opened ({name: when created}), as soon as the
-        server has told who made each of them.
+    async def _new_streams_and_makers(self, client):
+        """The same as _new_streams(), once the server has said who created each of them. What it
+        does not say in time (because this user may not hear it, for example) has no maker."""
 
-        timeout: seconds; what the server has not told then (this user may not hear it, say) stays
-        without a maker."""
-        end = time.monotonic() + timeout
-        while True:
-            told = {name for name, _ in self.makers}
-            found = await self._created(
-                client,
-                {
-                    name
-                    for name in await stream_names(client)
-                    if name in told or name not in self.before
-                },
-            )
-            if all(key in self.makers for key in found.items()) or time.monotonic() > end:
-                return found
-            await asyncio.sleep(0.02)
+        async def all_makers_known():
+            return all(key in self.makers for key in (await self._new_streams(client)).items())
+
+        with contextlib.suppress(LabError):
+            await until(all_makers_known, MAKERS_PATIENCE)
+        return await self._new_streams(client)
+
+    async def _new_streams(self, client):
+        """All streams that were created since the lesson opened ({name: when created})."""
+        told = {name for name, _ in self.makers}
+        names = await stream_names(client)
+        return await self._created(
+            client, {name for name in names if name in told or name not in self.before}
+        )
 
     async def _created(self, client, names):
-        """Those of these streams that are there ({name: when created}); "" where nobody answers."""
-
-        async def ask(name):
-            try:
-                answer = json.loads(
-                    (await client.request(f"$JS.API.STREAM.INFO.{name}", timeout=3)).data
-                )
-                return _when(answer["created"]) if "created" in answer else None
-            except (NatsError, TimeoutError):  # it has no leader
-                return ""
-
-        times = await asyncio.gather(*map(ask, names))
+        """Those of these streams that exist ({name: when created}; "" if the stream is silent)."""
+        times = await asyncio.gather(*(_creation_time(client, name) for name in names))
         return {name: when for name, when in zip(names, times) if when is not None}
 
-    async def _hear(self, message):
-        audit = json.loads(message.data)
-        answer, client = json.loads(audit.get("response") or "{}"), audit.get("client") or {}
+    async def _note_creation(self, message):
+        advisory = json.loads(message.data)
+        answer = json.loads(advisory.get("response") or "{}")
+        client = advisory.get("client") or {}
         if not answer.get("did_create") or "stream_create" not in answer.get("type", ""):
             return
-        name, when = answer["config"]["name"], _when(answer["created"])
-        if name in self.before and when < _when(client["start"]):
-            return  # a server alone says "created" also where it has the same stream already
-        self.makers.setdefault((name, when), []).append(
-            (client.get("server"), client.get("id"), client.get("name"))
-        )
+        name = answer["config"]["name"]
+        when = _comparable(answer["created"])
+        if name in self.before and when < _comparable(client["start"]):
+            return  # a single server also says "created" if it had the same stream already
+        maker = (client.get("server"), client.get("id"), client.get("name"))
+        self.makers.setdefault((name, when), []).append(maker)
         self._write_down()
 
-    def _is_ours(self, key):
-        """True if the lesson has created this stream (name, when), and nobody else claims it."""
-        return key in self.makers and self.ours.issuperset(self.makers[key])
+    def _is_ours(self, name, when):
+        """True if the lesson's connections, and no others, created this stream."""
+        makers = self.makers.get((name, when))
+        return makers is not None and self.ours.issuperset(makers)
 
     def _who_made(self, name, when):
-        names = {
-            client or "a connection without a name"
-            for _, _, client in self.makers.get((name, when), ())
-        }
+        makers = self.makers.get((name, when), ())
+        names = {client or "a connection without a name" for _, _, client in makers}
         if names:
             return f"made by {' and '.join(sorted(names))}"
-        return "nobody has told who made it" if when else "it does not answer"
+        if when:
+            return "the server did not say who made it"
+        return "it does not answer"
 
     def _write_down(self):
-        self.note.add(
-            {name: when for name, when in sorted(self.makers) if self._is_ours((name, when))}
-        )
+        ours = {name: when for name, when in sorted(self.makers) if self._is_ours(name, when)}
+        self.note.add(ours)
 
-    async def _trouble(self, error):
-        # A user who may not hear the audits: wipe() says what that means.
+    async def _on_error(self, error):
+        # If this user may not hear the advisories, wipe() tells what that means.
         if "permissions violation" not in str(error).lower():
             await self.lab._net.error_cb(error)
 
 
 class Note:
-    """What a lesson has made on clusters of the user's own, in a file.
+    """What a lesson has created on clusters of the user's own, in a file: {cluster and user:
+    {stream: when created}}, without any secret.
 
-    {cluster and user: {stream: when created}}, without any secret. What stands there of one cluster
-    outlives lessons on another: it is still to be removed where a killed kernel left it."""
+    The entries of one cluster survive lessons on another. If a kernel was killed, its streams are
+    still to be removed there."""
 
     def __init__(self, lab):
         login = lab.cluster.login(lab.topic)
@@ -262,22 +256,24 @@ class Note:
         self.file = paths.home() / "lessons" / f"{lab.topic}.made.json"
 
     def read(self):
-        """All that is written down; nothing where the file is not whole."""
+        """All that is in the file (dict); empty if the file is missing or broken."""
         try:
-            told = json.loads(self.file.read_text(encoding="utf-8"))
-            return {str(where): dict(streams) for where, streams in told.items()}
+            noted = json.loads(self.file.read_text(encoding="utf-8"))
+            return {str(where): dict(streams) for where, streams in noted.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
     def add(self, streams):
-        """These streams of this cluster are there ({name: when created})."""
-        told = self.read()
-        if streams and told.get(self.here) != {**told.get(self.here, {}), **streams}:
-            self._write({**told, self.here: {**told.get(self.here, {}), **streams}})
+        """Adds these streams of this cluster ({name: when created})."""
+        noted = self.read()
+        before = noted.get(self.here)
+        after = {**(before or {}), **streams}
+        if streams and after != before:
+            self._write({**noted, self.here: after})
 
     def forget(self, gone, kept=()):
-        """Strikes out these streams ({name: when created}), and all of this cluster but `kept`."""
-        told = {
+        """Removes these streams ({name: when created}), and all of this cluster except `kept`."""
+        rest = {
             where: {
                 name: when
                 for name, when in streams.items()
@@ -285,24 +281,41 @@ class Note:
             }
             for where, streams in self.read().items()
         }
-        if any(told.values()):
-            self._write({where: streams for where, streams in told.items() if streams})
+        if any(rest.values()):
+            self._write({where: streams for where, streams in rest.items() if streams})
         else:
             self.file.unlink(missing_ok=True)
 
-    def _write(self, told):
-        paths.write_whole(self.file, json.dumps(told))
+    def _write(self, noted):
+        paths.write_whole(self.file, json.dumps(noted))
 
 
-def _when(text):
+async def _creation_time(client, name):
+    """When this stream was created (text that compares); None if it does not exist, "" if nobody
+    answers, because it has no leader."""
+    try:
+        reply = await client.request(f"$JS.API.STREAM.INFO.{name}", timeout=3)
+    except (NatsError, TimeoutError):
+        return ""
+    answer = json.loads(reply.data)
+    return _comparable(answer["created"]) if "created" in answer else None
+
+
+def _comparable(time):
     """A time as the server writes it, with up to 9 digits, in a form that compares (text)."""
-    when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    when = datetime.datetime.fromisoformat(time).astimezone(datetime.UTC)
     return when.isoformat(timespec="microseconds")
+
+
+def _failed(error):
+    """What is left when a clean-up failed (text)."""
+    return f"its streams ({error or type(error).__name__})"
 
 
 async def wipe_accounts(topics):
     """Deletes all streams of these lessons' accounts on the running cluster of the lab. Returns a
-    line that says so."""
+    line that says so. Raises LabError if a lesson is unknown, no cluster is up, or the cluster is
+    the user's own."""
     unknown = [topic for topic in topics if topic not in nodes.accounts()]
     if unknown:
         raise LabError(
@@ -328,12 +341,14 @@ async def wipe_accounts(topics):
 
 
 async def connections_left(cluster, topic):
-    """Connections of this account that are still open some seconds after all of ours were closed
-    (list of words)."""
-    end = time.monotonic() + 10
-    while True:
-        rows = await tables.connection_rows(cluster, topic)
-        if not rows or time.monotonic() > end:
-            names = [(row["name"] or "without a name", row["node"]) for row in rows]
-            return [f"connection {name} to {node}" for name, node in names]
-        await asyncio.sleep(0.02)
+    """Connections to this account that are still open after all of the lesson's were closed (list
+    of texts). A node lists a closed connection for a moment, so this waits for up to PATIENCE
+    seconds."""
+
+    async def none():
+        return not await tables.connection_rows(cluster, topic)
+
+    with contextlib.suppress(LabError):
+        await until(none, PATIENCE)
+    rows = await tables.connection_rows(cluster, topic)
+    return [f"connection {row['name'] or 'without a name'} to {row['node']}" for row in rows]

@@ -1,5 +1,5 @@
-"""What a lesson opens and closes: a cluster that is ready, a client on the lesson's own account, a
-clean slate."""
+"""What a lesson opens and closes: a cluster that is ready, a client on the lesson's own account, no
+streams of an earlier run."""
 
 import asyncio
 import contextlib
@@ -7,13 +7,14 @@ import functools
 import importlib
 import inspect
 import shutil
+import sys
 
 from labkit.cluster import faults, lifecycle, nodes, private, raft, readiness, tables
 from labkit.cluster.connection import close_client, connect
 from labkit.cockpit import panel
 from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
 from labkit.exercises.engine import book
-from labkit.lesson import banner, cleanup
+from labkit.lesson import banner, cells, claims, cleanup, progress
 from labkit.lesson.lock import claim
 from labkit.processes import workers
 from labkit.system import interrupts
@@ -25,6 +26,23 @@ _open = {}  # topic -> Lab of this process: running the setup cell again closes 
 
 class Lab:
     """A lesson's lab. `nc` is a plain nats.aio.client.Client, `js` its JetStream context."""
+
+    def __init__(self, topic=None):
+        """A lab that is not open yet: use Lab.open."""
+        self.topic = topic
+        self.cluster = None  # the Cluster that this lesson runs on
+        self.nc = None  # the lesson's first client
+        self.js = None
+        self.clients = []  # all clients of the lesson, see connect()
+        self.workers = []  # those that run, see worker()
+        self.faults = faults.Faults(self)
+        self._cleanup = None  # AccountStreams or CreatedStreams
+        self._net = ErrorNet()
+        self._lock = None
+        self._closing = False
+        self._at_end = contextlib.AsyncExitStack()  # see on_close()
+        self._left = []  # what could not be removed at the end (list of texts)
+        self._cockpit = None  # the one that is shown, see labkit.cockpit
 
     @classmethod
     async def open(cls, topic, private=False):
@@ -43,39 +61,33 @@ class Lab:
                 f"There is no lesson {topic!r}; wanted: one of {', '.join(nodes.accounts())}."
             )
         if topic in _open:
-            await _open[topic]._leave()
-        lab = cls()
-        lab.topic, lab.cluster, lab.clients, lab.workers = topic, None, [], []
-        lab._net, lab._cleanup, lab._closing = ErrorNet(), None, False
-        lab._lock, lab.faults, lab._undo = (
-            claim(topic),
-            faults.Faults(lab),
-            contextlib.AsyncExitStack(),
-        )
+            await _open[topic]._end()
+        lab = cls(topic)
+        lab._lock = claim(topic)
         try:
-            await lab._enter(private)
+            await lab._start(private)
         except BaseException as error:
-            await lab._leave()
+            await lab._end()
             if isinstance(error, OSError):  # a full disk, say
                 raise explained(error) from error
             raise
         return lab
 
-    async def _enter(self, alone):
+    async def _start(self, is_private):
         _open[self.topic] = self
-        interrupts.wake_on_signals(asyncio.get_running_loop())
-        self.cluster = await (private.start_or_containers if alone else lifecycle.find_or_start)(
-            print
-        )
+        loop = asyncio.get_running_loop()
+        interrupts.wake_on_signals(loop)
+        find = private.start_or_containers if is_private else lifecycle.find_or_start
+        self.cluster = await find(print)
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
         banner.refuse_other_version(self)
-        self._cleanup = (
-            cleanup.CreatedStreams(self) if self.attached else cleanup.AccountStreams(self)
-        )
+        kind = cleanup.CreatedStreams if self.attached else cleanup.AccountStreams
+        self._cleanup = kind(self)
         removed = await self._cleanup.clean()
         workers.offer_magic(self.topic)
-        self._net.watch(asyncio.get_running_loop())
+        self._net.watch(loop)
+        cells.watch(self)
         print(banner.summary(self, removed))
 
     @property
@@ -93,7 +105,14 @@ class Lab:
     def exercises(self):
         """The exercises of this lesson, by name: `await lab.exercises.NAME(answer)`, `.hint()`,
         `.solution()`."""
-        return book(importlib.import_module(f"labkit.exercises.{self.topic}"), self)
+        module = importlib.import_module(f"labkit.exercises.{self.topic}")
+        return book(module, self, functools.partial(progress.note, self.topic))
+
+    def progress(self):
+        """The exercises of the whole course, and which of them are passed (DataFrame): lesson,
+        exercise, state ("passed", "not yet" or "not attempted"), tries (until it passed), hints.
+        """
+        return progress.table()
 
     # --- connections and waiting
 
@@ -108,18 +127,15 @@ class Lab:
         login = self.cluster.login(self.topic)
         if node:
             login["servers"] = [self.node(node).url]
-        client = await connect(
-            timeout=3 if self.attached else 10,
-            **{  # its own nodes are there, if slow at times
-                "dont_randomize": True,
-                "name": name or self.topic,
-                "error_cb": self._net.error_cb,
-                **login,
-                **options,
-            },
-        )
+        defaults = {
+            "dont_randomize": True,
+            "name": name or self.topic,
+            "error_cb": self._net.error_cb,
+            "timeout": 3 if self.attached else 10,  # the lab's own nodes are up, but may be slow
+        }
+        client = await connect(**{**defaults, **login, **options})
         try:
-            self.refuse_closed()  # meanwhile: nobody would close this one
+            self.refuse_closed()  # if it was closed meanwhile, nobody would close this client
         except LabError:
             await close_client(client, drain=False)
             raise
@@ -139,10 +155,9 @@ class Lab:
         for node in self.cluster.nodes:
             if node.name == name:
                 return node
-        known = (
-            ", ".join(node.name for node in self.cluster.nodes)
-            or "none: this cluster is not the lab's own"
-        )
+        known = ", ".join(node.name for node in self.cluster.nodes)
+        if not known:
+            known = "none: this cluster is not the lab's own"
         raise LabError(f"There is no node {name!r}; known: {known}.")
 
     @functools.cached_property
@@ -158,21 +173,23 @@ class Lab:
         awaitable."""
 
         async def call():
-            if inspect.isawaitable(value := undo()):
+            value = undo()
+            if inspect.isawaitable(value):
                 await value
 
-        self._undo.push_async_callback(call)
+        self._at_end.push_async_callback(call)
 
     async def worker(
         self, module, name, log=None, kill_at=None, pause_at=None, timeout=30, **options
     ):
         """Starts a worker as a process of its own, and returns a Worker once it is connected.
 
-        module: file that a `%%worker` cell wrote; name: what it is called in the log; log: Recorder
-            for its points;
-        kill_at: "point" or ("point", n): SIGKILL the n-th time it gets there; pause_at: the same,
-        and it stands still there until `.resume()`; timeout: seconds to connect in; options: passed
-        on to its `work` (what JSON can carry). Raises LabError if it does not get ready.
+        module: file that a `%%worker` cell wrote. name: what the log calls it. log: Recorder for
+            its points.
+        kill_at: "point" or ("point", n): SIGKILL when it gets there, or gets there for the n-th
+            time. pause_at: the same, but it stands still there until `.resume()`.
+        timeout: seconds to connect in. options: passed on to its `work` (what JSON can carry).
+        Raises LabError if it does not get ready.
         """
         check_timeout(timeout)
         return await workers.start(self, module, name, log, kill_at, pause_at, timeout, options)
@@ -181,10 +198,18 @@ class Lab:
         """Waits until `condition()` (a function, or one that returns an awaitable) is true; returns
         what it returned.
 
-        timeout: seconds. Raises LabError that shows the condition and what its names held when time
-            ran out.
+        timeout: seconds. When it is over, raises LabError that shows the condition and what its
+            names held.
         """
         return await until(condition, timeout)
+
+    def expect(self, text, condition, **values):
+        """States what the text below this cell claims; it stands after what the cell shows.
+
+        If the condition is true, nothing happens. If not, it prints one line that says so: the
+        reader may have changed something. Under the tests (LABKIT_STRICT=1) it raises LabError.
+        Both show what the condition's names held; values: more to show, by name."""
+        claims.expect(text, condition, values, sys._getframe(1))
 
     async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):
         """Waits until the stream, its consumer, or (without arguments) the meta group has a leader,
@@ -215,13 +240,15 @@ class Lab:
             for error in self._net.take()
             if not (self.faults.used and faults.is_consequence(error))
         ]
-        if found:
-            lines = "\n".join(f"  - {describe(error)}" for error in found[:10])
-            more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""
-            raise LabError(
-                f"{len(found)} error{'s' * (len(found) > 1)} in callbacks or background tasks:"
-                f"\n{lines}{more}"
-            ) from found[0]
+        if not found:
+            return
+        lines = [f"  - {describe(error)}" for error in found[:10]]
+        if len(found) > 10:
+            lines.append(f"  … and {len(found) - 10} more")
+        errors = "1 error" if len(found) == 1 else f"{len(found)} errors"
+        raise LabError(
+            "\n".join([f"{errors} in callbacks or background tasks:", *lines])
+        ) from found[0]
 
     # --- state as tables (see tables.py for the columns)
 
@@ -252,56 +279,71 @@ class Lab:
     # --- the end
 
     async def close(self):
-        """Ends the lesson: drains and closes its clients, deletes its streams, proves that nothing
-        is left, and raises what callbacks and background tasks swallowed. Safe to run twice."""
+        """Ends the lesson: drains and closes its clients, deletes its streams, checks that nothing
+        is left, and raises what callbacks and background tasks swallowed. May be called twice.
+        Raises LabError if something is left, or something failed."""
         if _open.get(self.topic) is not self:
-            return print("already closed")
+            print("already closed")
+            return
         await asyncio.sleep(0)  # a task that failed just now gets to say so
-        left = await self._leave()
+        left = await self._end()
         self.raise_errors()
         if left:
             raise LabError(f"Left behind by this lesson: {', '.join(left)}.")
-        if stays := ", ".join(self._cleanup.stays):
-            print(f"closed. Streams that are not known to be the lesson's stay: {stays}")
+        if self._cleanup.kept:
+            kept = ", ".join(self._cleanup.kept)
+            print(f"closed. Streams that are not known to be the lesson's were kept: {kept}")
         else:
             print("closed: nothing left behind")
 
-    async def _leave(self):
-        """Closes and deletes what is the lesson's own; returns what could not be removed (list of
-        words)."""
+    async def _end(self):
+        """Ends and deletes all that belongs to the lesson. Returns what could not be removed (list
+        of texts)."""
+        self._closing = True
+        self._left = []
+        cells.unwatch(self)
         self._net.unwatch()
-        left, self._closing = [], True
-        async with (
-            contextlib.AsyncExitStack() as ends
-        ):  # the last one first, each whatever became of those before
-            ends.callback(self._let_go)
-            ends.push_async_callback(self._say_goodbye, left)
-            ends.push_async_callback(self._tidy, left)
-            ends.push_async_callback(self._undo.aclose)
-            ends.push_async_callback(self._end_workers)
-        return left
+        steps = [
+            self._end_workers,
+            self._at_end.aclose,
+            self._heal_and_delete_streams,
+            self._disconnect,
+            self._release,
+        ]
+        async with contextlib.AsyncExitStack() as stack:
+            for step in reversed(steps):
+                # A stack runs its last entry first, and runs each one whatever the others raise.
+                stack.push_async_callback(step)
+        return self._left
 
     async def _end_workers(self):
         self._net.caught += await workers.end_all(self.workers)
 
-    async def _tidy(self, left):
-        if isinstance(self.cluster, private.Private):
+    async def _heal_and_delete_streams(self):
+        if self._is_private:
             return  # the cluster goes as a whole, in whatever state it is
         await self.faults.heal()
         if self._cleanup:
-            left += await self._cleanup.wipe()
+            self._left += await self._cleanup.wipe()
 
-    async def _say_goodbye(self, left):
-        alone = isinstance(self.cluster, private.Private)
-        await asyncio.gather(*(close_client(client, drain=not alone) for client in self.clients))
-        if alone:
-            left += [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
+    async def _disconnect(self):
+        drain = not self._is_private  # its nodes may be dead, and they end now
+        await asyncio.gather(*(close_client(client, drain=drain) for client in self.clients))
+        if self._is_private:
+            self._left += [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
         elif self._cleanup and not self.attached:
-            left += await cleanup.connections_left(self.cluster, self.topic)
+            self._left += await cleanup.connections_left(self.cluster, self.topic)
 
-    def _let_go(self):
-        _open.pop(self.topic, None)
-        self._lock.release()
+    async def _release(self):
+        if _open.get(self.topic) is self:
+            del _open[self.topic]
+        if self._lock:
+            self._lock.release()
+
+    @property
+    def _is_private(self):
+        """True if the cluster is this lesson's alone, and ends with it."""
+        return isinstance(self.cluster, private.Private)
 
     def __repr__(self):
         return f"<Lab {self.topic} on {self.cluster and self.cluster.backend}>"

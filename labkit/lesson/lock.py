@@ -1,5 +1,5 @@
-"""One kernel a lesson: two in one account would read each other's messages, so the second is told
-so."""
+"""One kernel a lesson: two kernels in one account would read each other's messages, so the second
+one is refused."""
 
 import os
 
@@ -16,9 +16,8 @@ def claim(topic):
     folder = paths.make_folder(paths.home() / "lessons")
     lock = FileLock(folder / f"{topic}.lock")
     try:
-        lock.acquire(
-            timeout=1
-        )  # who only looks whether it is taken (open_lessons) holds it for a moment
+        # open_lessons() holds the lock for a moment when it looks whether the lesson is open.
+        lock.acquire(timeout=1)
         _owner(topic).write_text(str(os.getpid()), encoding="utf-8", newline="\n")
     except Timeout:
         raise LabError(
