@@ -1,18 +1,20 @@
-"""Every case of the clinic, on one private cluster: ill, wrong repairs are flagged, the documented
+"""Every case of the clinic, on one private cluster: it is ill, wrong repairs are flagged, the right
 one heals."""
 
 import collections
-import inspect
 
 import pytest
 import pytest_asyncio
-from conftest import settle
+import repairs
 
-from labkit import Lab, LabError, clinic, exercises
+from conftest import settle
+from labkit import Lab, LabError, clinic
 from labkit.cluster import streams
+from labkit.exercises import engine
+from labkit.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-FATAL = [(name, mistake) for name, kind in clinic.CASES.items() for mistake in kind.spoils]
+SPOILS = [repair for name in clinic.CASES for repair in repairs.of(name, spoils=True)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -24,44 +26,39 @@ async def lab(session_home):
         await lab.close()  # raises what callbacks and tasks of the cases swallowed
 
 
-async def run(case, source):
-    await exercises.run_source(
-        inspect.cleandoc(source), case=case, lab=case.lab, js=case.lab.js, nc=case.lab.nc
-    )
-
-
 @pytest.mark.parametrize("name", clinic.CASES)
-async def test_it_is_ill_wrong_repairs_are_flagged_and_the_documented_one_heals(lab, name):
+async def test_it_is_ill_and_wrong_repairs_are_flagged_and_the_right_one_heals(lab, name):
     case = await clinic.open(lab, name)
     assert case.symptom()
-    for mistake in (mistake for mistake in case.wrong if mistake not in case.spoils):
-        await is_flagged(case, mistake)
-    await run(case, case.repair)
-    case.patience = 8  # on a busy machine a backlog takes its time
+    for repair in repairs.of(name, spoils=False):
+        await is_flagged(case, repair)
+    # The cell that a learner is shown; its body is that of the function `repair`.
+    await engine.run_source(case.solution_text(), case=case, lab=lab, js=lab.js)
+    case.patience = 8  # on a busy machine it takes some time to work off a backlog
     verdict = await case.verdict(case.cause)
     assert verdict.startswith(f"{name}: healed. The cause was: {case.cause}. "), verdict
 
 
-@pytest.mark.parametrize("name, mistake", FATAL)
-async def test_a_repair_that_makes_it_worse_is_flagged(lab, name, mistake):
-    await is_flagged(await clinic.open(lab, name), mistake)
+@pytest.mark.parametrize("repair", SPOILS, ids=lambda it: f"{it.case}-{it.change.__name__}")
+async def test_a_repair_that_makes_it_worse_is_flagged(lab, repair):
+    await is_flagged(await clinic.open(lab, repair.case), repair)
 
 
-async def is_flagged(case, mistake):
-    source, words = case.wrong[mistake]
-    await run(case, source)
-    for case.patience in (
-        1.2,
-        6,
-    ):  # short, since most wait for what never comes; once more where what flows flows slowly
+async def is_flagged(case, repair):
+    """Carries out this wrong repair and looks again and again until the verdict has its words. Most
+    verdicts wait for what never comes, so the patience is short at first; where orders flow slowly,
+    it takes more to see what is wrong with them."""
+    await repair.carry_out(case)
+    case.patience = 0.6
+
+    async def is_said():
+        case.patience *= 2
         verdict = await case.verdict(case.cause)
-        if words in verdict:
-            break
-    del case.patience
-    assert (
-        verdict.startswith(f"{case.name}: not yet. The cause is right. Still wrong: ")
-        and words in verdict
-    ), verdict
+        flagged = f"{case.name}: not yet. The cause is right. Still wrong: "
+        assert verdict.startswith(flagged), verdict
+        return repair.words in verdict
+
+    await until(is_said, timeout=60)
 
 
 async def test_one_case_at_a_time_and_nothing_of_it_stays(lab):
@@ -78,11 +75,37 @@ async def test_one_case_at_a_time_and_nothing_of_it_stays(lab):
     await lab.js.delete_stream("MINE")
 
 
-async def test_a_case_is_closed_when_nobody_lists_its_stream_any_more(lab, monkeypatch):
-    """Else the next case takes ORDERS for the learner's own, and leaves its own ORDERS behind."""
-    case, asked, names = await clinic.open(lab, "shop_is_closed"), [], streams.stream_names
+async def streams_are(lab, names):
+    # A list that is made while a leader is silent lacks its stream.
+    return [info.config.name for info in await lab.js.streams_info()] == names
 
-    async def late(client):  # as a meta leader that names a deleted stream for a moment more
+
+async def no_connection_but_the_notebooks(lab):
+    return list((await lab.connections())["name"]) == ["troubleshooting_clinic"]
+
+
+async def test_a_case_that_did_not_get_to_its_streams_deletes_none(lab, monkeypatch):
+    mine = await lab.js.add_stream(name="MINE", subjects=["mine"])
+
+    async def fails(client):
+        raise LabError("JetStream does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("labkit.clinic.case.stream_names", fails)
+        with pytest.raises(LabError, match="does not answer"):
+            await clinic.open(lab, "shop_is_closed")
+    await (await clinic.open(lab, "nobody_knows_the_price")).close()  # closes the one before, too
+    await lab.until(lambda: streams_are(lab, [mine.config.name]), timeout=10)
+    await lab.js.delete_stream("MINE")
+
+
+async def test_a_case_is_closed_when_its_stream_is_no_longer_listed(lab, monkeypatch):
+    """Else the next case takes ORDERS for the learner's own, and leaves its own ORDERS behind."""
+    case = await clinic.open(lab, "shop_is_closed")
+    asked = []
+    names = streams.stream_names
+
+    async def late(client):  # like a meta leader that still lists a deleted stream for a moment
         asked.append(await names(client))
         return asked[-1] | ({"ORDERS"} if len(asked) < 6 else set())
 
@@ -91,49 +114,35 @@ async def test_a_case_is_closed_when_nobody_lists_its_stream_any_more(lab, monke
     assert len(asked) >= 6 and not asked[-1]
 
 
-async def streams_are(lab, names):  # a list that is made while a leader is silent lacks its stream
-    return [info.config.name for info in await lab.js.streams_info()] == names
-
-
-async def no_connection_but_the_notebooks(lab):
-    return list((await lab.connections())["name"]) == ["troubleshooting_clinic"]
-
-
 async def test_guesses_are_told_apart(lab):
     case = await clinic.open(lab, "nobody_knows_the_price")
     assert "is none of case.causes" in await case.verdict("gremlins")
     assert "'no stream' is not what it had. Still wrong: " in await case.verdict("no stream")
     await case.redeploy(request_subject="prices.get")
-    assert (
-        "well again, but 'no stream' is not what it had. What did you change"
-        in await case.verdict("no stream")
-    )
+    well_again = "well again, but 'no stream' is not what it had. What did you change"
+    assert well_again in await case.verdict("no stream")
     with pytest.raises(LabError, match="no setting subjekt; it has: "):
         await case.redeploy(subjekt="x")
     with pytest.raises(LabError, match="There is no case 'flu'"):
         await clinic.open(lab, "flu")
 
 
-async def test_hints_come_by_degrees_and_every_case_is_told(capsys, monkeypatch):
-    monkeypatch.setattr(
-        exercises, "_shown", collections.Counter(), raising=False
-    )  # as in a new kernel
+async def test_hints_tell_more_and_more_and_every_case_is_complete(capsys, monkeypatch):
+    monkeypatch.setattr(engine, "_shown", collections.Counter())  # as in a new kernel
     table = clinic.cases()
     causes = {kind.cause for kind in clinic.CASES.values()}
-    assert set(table.index) == set(clinic.CASES) and len(table) == len(causes) >= 14
-    for kind in clinic.CASES.values():
-        assert (
-            kind.cause in clinic.CAUSES and 2 <= len(kind.hints) <= 4 and kind.wrong and kind.repair
-        )
-        assert kind.cause not in kind.report
+    assert set(table.index) == set(clinic.CASES)
+    assert len(table) == len(causes) >= 14
+    assert {repair.case for repair in repairs.EVERY} == set(clinic.CASES)
+    for name, kind in clinic.CASES.items():
+        assert kind.cause in clinic.CAUSES and kind.cause not in kind.report
+        assert 2 <= len(kind.hints) <= 4
+        assert repairs.of(name, spoils=False)
         case = kind(None)
         for _ in range(len(kind.hints) + 1):
             kind(None).hint()  # the case opened again moves on too
         case.solution()
         shown = capsys.readouterr().out
-        assert (
-            f"Hint {len(kind.hints)} of {len(kind.hints)}: {kind.hints[-1]}\nThat was the last"
-            " hint."
-            in shown
-            and kind.cause in shown
-        )
+        last = f"Hint {len(kind.hints)} of {len(kind.hints)}: {kind.hints[-1]}"
+        assert f"{last}\nThat was the last hint." in shown
+        assert f"# {kind.cause}\n" in shown

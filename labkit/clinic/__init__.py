@@ -1,11 +1,12 @@
 """The troubleshooting clinic: small systems that are ill on purpose. They run on the learner's
 account, for real.
 
-case = await clinic.open(lab, "orders_stopped")   # sets it up, waits until the symptom is there,
-prints the report case.settings, case.log()                         # what a redeploy can change;
-what the programs wrote await case.redeploy(filter_subject="orders.*")    # the programs stop in
-good order and start with the new settings await case.check("filter matches nothing")        #
-passes if that is the cause and the live system is well again
+    case = await clinic.open(lab, "orders_stopped")      # waits for the symptom, prints the report
+    case.settings, case.log()                 # what a redeploy can change; what the programs logged
+    await case.redeploy(filter_subject="orders.*")       # stops the programs and starts them anew
+    await case.check("filter matches nothing")
+
+The check passes if that is the cause and the live system is well again.
 """
 
 import weakref
@@ -40,15 +41,15 @@ async def open(lab, name):
     """Sets up this case on the lesson's account, waits until its symptom is there, and prints the
     report.
 
-    Whatever case was open before is cleaned away first, and so is this one by lab.close(). Returns
-    a Case. Raises LabError if there is no such case, or if its symptom does not show."""
+    A case that is still open is closed first; lab.close() closes this one. Returns a Case. Raises
+    LabError if there is no such case, or if its symptom does not show."""
     if name not in CASES:
         raise LabError(f"There is no case {name!r}; known: {', '.join(CASES)}.")
     if lab.attached:
         raise LabError(
-            "This cluster is your own (NATS_URL), and the clinic breaks what it runs "
-            f"on. Open the lesson with Lab.open({lab.topic!r}, private=True) for a "
-            "cluster of its own, or unset NATS_URL."
+            "This cluster is your own (NATS_URL), and the clinic breaks what it runs on. "
+            f"Open the lesson with Lab.open({lab.topic!r}, private=True) for a cluster of its own, "
+            "or unset NATS_URL."
         )
     if lab in _open:
         await _open.pop(lab).close()

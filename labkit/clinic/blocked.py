@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import math
 
 from nats.errors import NoRespondersError
 
 from labkit.clinic.case import Unwell
 from labkit.clinic.shop import Shop
+from labkit.exercises.helpers import comes_true
 from labkit.processes import workers
+from labkit.waiting import until
 from labkit.wire.record import Recorder
 
 WORKER = """
-import asyncio, json, time
+import asyncio
+import json
+import time
 
 def charge(order):                       # the bank's own library
     time.sleep(1.2)
@@ -29,9 +34,10 @@ async def work(nc, js, point, me):
     while True:
         try:
             msg = (await sub.fetch(1, timeout=1))[0]
-        except asyncio.TimeoutError:
+        except TimeoutError:
             continue
-        order, beating = json.loads(msg.data)["order"], asyncio.create_task(beat(msg))
+        order = json.loads(msg.data)["order"]
+        beating = asyncio.create_task(beat(msg))
         charge(order)
         await point("charged", order=order)
         beating.cancel()
@@ -40,40 +46,33 @@ async def work(nc, js, point, me):
 
 
 class charged_twice(Shop):
-    cause, level = "blocked event loop", 3
+    cause = "blocked event loop"
+    level = 3
     consumer = {"ack_wait": 0.8}
     report = (
-        "Customers are charged twice since billing uses the bank's own library. The health probe of"
-        " billing fails every now and then. Its heartbeat keeps each message for as long as the"
-        " bank needs, says its author."
+        "Customers are charged twice since billing uses the bank's own library. "
+        "The health probe of billing fails every now and then. "
+        "Its heartbeat keeps each message for as long as the bank needs, says its author."
     )
     hints = [
-        (
-            "Two workers, one order: the message came back. Was the first worker's heartbeat on the"
-            " wire? Read print(case.settings['worker'])."
-        ),
-        (
-            "billing.health.A does not answer either while a charge runs: everything in that"
-            " process stands still, the heartbeat too."
-        ),
-        (
-            "charge() blocks the event loop for 1.2 s. A thread may wait for the bank instead:"
-            " asyncio.to_thread."
-        ),
+        "Two workers, one order: the message came back. "
+        "Was the first worker's heartbeat on the wire? Read print(case.settings['worker']).",
+        "billing.health.A does not answer either while a charge runs: "
+        "everything in that process stands still, the heartbeat too.",
+        "charge() blocks the event loop for 1.2 s. "
+        "A thread may wait for the bank instead: asyncio.to_thread.",
     ]
-    repair = """
+
+    @staticmethod
+    async def repair(case):
         fixed = case.settings["worker"].replace(
-            "    charge(order)", "    await asyncio.to_thread(charge, order)")
-        await case.redeploy(worker=fixed)"""
-    wrong = {
-        "longer ack wait": (
-            """
-        config = (await js.consumer_info("ORDERS", "billing")).config
-        config.ack_wait = 30
-        await js.add_consumer("ORDERS", config)""",
-            "did not answer its health probe",
+            "    charge(order)", "    await asyncio.to_thread(charge, order)"
         )
-    }
+        await case.redeploy(worker=fixed)
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.charges = Recorder()
 
     def defaults(self):
         return {"worker": WORKER}
@@ -83,23 +82,27 @@ class charged_twice(Shop):
 
     def well(self):
         return (
-            "Four new orders were charged once each, and both workers answered their probes"
-            " meanwhile."
+            "Four new orders were charged once each, and both workers answered their probes "
+            "meanwhile."
         )
 
     async def setup(self):
         await super().setup()
-        self.charges = Recorder()
-        for number in range(1, 4):
+        await self._publish(3)
+
+    async def _publish(self, count):
+        """Publishes so many new orders. Returns their numbers (range)."""
+        new = range(self.number + 1, self.number + 1 + count)
+        for number in new:
             await self.js.publish("orders.created", json.dumps({"order": number}).encode())
-            self.number = number
+        self.number = new[-1]
+        return new
 
     async def process(self, me):
         workers.write(self.lab.topic, "billing.py", self.settings["worker"])
         worker = await self.lab.worker("billing.py", f"billing {me}", self.charges, me=me)
         try:
-            while worker.alive and not self._stopping.is_set():
-                await asyncio.sleep(0.02)
+            await until(lambda: self.stopping.is_set() or not worker.alive, timeout=math.inf)
         finally:
             worker.kill()
             await worker.ended()
@@ -107,36 +110,43 @@ class charged_twice(Shop):
                 self.lab.workers.remove(worker)
 
     def symptom(self):
-        return any(
-            self.charges.count("charged", order=number) > 1 for number in range(1, self.number + 1)
-        )
+        return self._charged_twice(range(1, self.number + 1))
 
-    async def _probe(self, me, begun):
+    def _charged_twice(self, orders):
+        return [number for number in orders if self.charges.count("charged", order=number) > 1]
+
+    async def healthy(self):
+        new = await self._publish(4)
+
+        async def all_charged():
+            # Both at once: one after the other they can fall into step with charges half a charge
+            # apart.
+            answered = await asyncio.gather(self._probe("A"), self._probe("B"))
+            charged = [self.charges.count("charged", order=number) for number in new]
+            return all(answered) and all(charged)
+
+        if not await comes_true(all_charged, 20):
+            raise Unwell(await self._what_is_missing(new))
+        if twice := self._charged_twice(new):
+            raise Unwell(f"orders {twice} were charged twice.")
+
+    async def _probe(self, me):
+        """True if this worker answers, False if nobody listens (a process takes a moment to start).
+        Raises Unwell if it listens and does not answer."""
         try:
             await self.lab.nc.request(f"billing.health.{me}", timeout=0.7)
+            return True
         except NoRespondersError:
-            if asyncio.get_running_loop().time() - begun > 10:  # a process needs a moment to start
-                raise Unwell(
-                    f"worker {me} is not there: nobody listens on billing.health.{me}."
-                ) from None
+            return False
         except TimeoutError:
             raise Unwell(f"worker {me} did not answer its health probe within 0.7 s.") from None
 
-    async def healthy(self):
-        new = range(self.number + 1, self.number + 5)
-        for number in new:
-            await self.js.publish("orders.created", json.dumps({"order": number}).encode())
-        self.number = new[-1]
-        begun = asyncio.get_running_loop().time()
-        while not all(self.charges.count("charged", order=number) for number in new):
-            # Both at once: one after the other they can fall into step with charges half a charge
-            # apart.
-            await asyncio.gather(*(self._probe(me, begun) for me in "AB"))
-            if asyncio.get_running_loop().time() - begun > 20:
-                raise Unwell(
-                    f"not all of orders {new[0]} to {new[-1]} were charged within 20 s. "
-                    f"{await self.numbers()}"
-                )
-            await asyncio.sleep(0.1)
-        if twice := [number for number in new if self.charges.count("charged", order=number) > 1]:
-            raise Unwell(f"orders {twice} were charged twice.")
+    async def _what_is_missing(self, new):
+        """What is not as it should be 20 s after these orders (text)."""
+        for me in "AB":
+            if not await self._probe(me):
+                return f"worker {me} is not there: nobody listens on billing.health.{me}."
+        return (
+            f"not all of orders {new[0]} to {new[-1]} were charged within 20 s. "
+            f"{await self.numbers()}"
+        )

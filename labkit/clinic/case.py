@@ -1,17 +1,16 @@
-"""What all cases share: apps that run as tasks and are deployed anew, a log, the check, hints and
-the repair."""
+"""What all cases share: apps that run as tasks and can be deployed anew, a log, the check, hints
+and the repair."""
 
 import asyncio
 import collections
 import contextlib
-import inspect
 import textwrap
-import time
 
 from labkit.cluster import connection
 from labkit.cluster.streams import delete_all, stream_names
 from labkit.errors import LabError
-from labkit.exercises.engine import next_hint
+from labkit.exercises.engine import Helped, source_of
+from labkit.exercises.helpers import comes_true
 
 LIMIT = 25  # seconds after which a check gives up, whatever happens
 CAUSES = [
@@ -33,39 +32,54 @@ CAUSES = [
     "wrong credentials",
     "wrong port",
     "unreachable addresses gossiped",
+    # No case has one of these: guessing should not pay.
     "consumer deleted",
     "max_deliver used up",
     "ack wait too short",
     "handler too slow",
     "network partition",
     "JetStream switched off",
-]  # the last six are nobody's: guessing should not pay
+]
 
 
 class Unwell(Exception):
     """The system is not well: what was observed."""
 
 
-class Case:
-    """A system that is ill. `settings`: what a redeploy can change; `causes`: what it might have;
-    `clients`: {app: its client}.
+class Case(Helped):
+    """A system that is ill.
 
-    A case defines: level, cause, report, hints, repair (source of a cell), wrong ({mistake:
-    (source, words of the verdict)}); defaults() -> settings; setup(), on the servers; apps() ->
-    {name: coroutine function}; strike(), what happens once the apps run; symptom() -> true if it
-    shows; healthy(), which raises Unwell."""
+    A case is a class with level, cause, report and hints, and with
 
-    level, cause, report, hints, repair, wrong = 1, "", "", [], "", {}
-    spoils = ()  # wrong repairs after which the documented one comes too late
-    causes = sorted(CAUSES)
-    patience = 5  # seconds for which a check waits for something good before it says what is wrong
+        repair(case, lab, js)  static: repairs it; takes those of the three that it needs
+        defaults()             the settings (dict)
+        setup()                what it needs on the servers
+        apps()                 {name: coroutine function}
+        strike()               what happens once the apps run
+        symptom()              true once it is ill
+        healthy()              raises Unwell if it is not well
+        well()                 what healthy() has seen of a system that is well (text)
+
+    The body of repair() can stand in a cell; solution() shows it."""
+
+    level = 1  # 1 to 3
+    cause = ""  # one of CAUSES; none: a class that cases share
+    report = ""  # as a user would tell it
 
     def __init__(self, lab):
-        self.lab, self.settings = lab, {}
-        self.name, self._log = type(self).__name__, collections.Counter()
+        self.lab = lab
+        self.name = type(self).__name__
+        self.hints_of = type(self)
+        self.causes = sorted(CAUSES)
+        self.settings = {}  # what a redeploy can change
         self.clients = {}  # app -> its client, as a debugger would show it
-        self._tasks, self._stopping, self._closed = [], asyncio.Event(), False
+        self.lines = collections.Counter()  # (app, line of its log) -> how many times
+        self.patience = 5  # seconds for which a check waits for something good
+        self.stopping = asyncio.Event()  # set when the apps are to end
+        self._tasks = []
+        self._streams_before = None  # names of those that are not of this case
         self._after = contextlib.AsyncExitStack()
+        self._closed = False
 
     # --- what a learner calls
 
@@ -74,8 +88,8 @@ class Case:
         plain restart)."""
         if unknown := set(changes) - set(self.settings):
             raise LabError(
-                f"{self.name} has no setting {', '.join(unknown)}; it has:"
-                f" {', '.join(self.settings)}."
+                f"{self.name} has no setting {', '.join(unknown)}; "
+                f"it has: {', '.join(self.settings)}."
             )
         if self._closed:
             raise LabError("This case is closed. Open it again, with clinic.open(…).")
@@ -88,10 +102,7 @@ class Case:
         times."""
         import pandas as pd
 
-        rows = [
-            {"app": app, "message": text, "times": times}
-            for (app, text), times in self._log.items()
-        ]
+        rows = [(app, text, times) for (app, text), times in self.lines.items()]
         return pd.DataFrame(rows, columns=["app", "message", "times"])
 
     async def check(self, cause):
@@ -101,42 +112,41 @@ class Case:
 
     async def verdict(self, cause):
         """The same as text."""
+        not_yet = f"{self.name}: not yet."
         if cause not in self.causes:
-            return (
-                f"{self.name}: not yet. {cause!r} is none of case.causes: {', '.join(self.causes)}."
-            )
+            return f"{not_yet} {cause!r} is none of case.causes: {', '.join(self.causes)}."
         if self._closed:
             return f"{self.name}: this case is closed. Open it again, with clinic.open(…)."
-        right, wrong = (
-            cause == self.cause,
-            "" if cause == self.cause else f"{cause!r} is not what it had. ",
+        illness = await self._illness()
+        if cause == self.cause:
+            if illness:
+                return f"{not_yet} The cause is right. Still wrong: {illness}"
+            return f"{self.name}: healed. The cause was: {self.cause}. {self.well()}"
+        not_it = f"{cause!r} is not what it had."
+        if illness:
+            return f"{not_yet} {not_it} Still wrong: {illness}"
+        return (
+            f"{not_yet} The system is well again, but {not_it} "
+            "What did you change, and why did it help?"
         )
+
+    async def _illness(self):
+        """What is still wrong (text), or None."""
         try:
             await asyncio.wait_for(self.healthy(), LIMIT)
+            return None
         except Unwell as observed:
-            return (
-                f"{self.name}: not yet. {'The cause is right. ' if right else wrong}Still wrong:"
-                f" {observed}"
-            )
+            return str(observed)
         except TimeoutError:
-            return (
-                f"{self.name}: not yet. {wrong}Still wrong: the system did not come to rest within"
-                f" {LIMIT} s."
-            )
-        if wrong:
-            return (
-                f"{self.name}: not yet. The system is well again, but {wrong}What did you change,"
-                " and why did it help?"
-            )
-        return f"{self.name}: healed. The cause was: {self.cause}. {self.well()}"
+            return f"the system did not come to rest within {LIMIT} s."
 
-    def hint(self):
-        """Prints the next hint; they get more telling."""
-        print(next_hint(type(self), self.hints))
-
-    def solution(self):
-        """Shows the documented repair. It is not run: copy it into a cell."""
-        print(f"# {self.cause}\n{inspect.cleandoc(self.repair)}")
+    def solution_text(self):
+        """A repair that works, as a cell (text)."""
+        imports, _, function = source_of(self.repair).rpartition("async def repair(")
+        body = textwrap.dedent(function.partition("\n")[2])
+        if imports:
+            body = f"{imports.rstrip()}\n\n{body}"
+        return f"# {self.cause}\n{body}"
 
     def story(self):
         """The report and what to do with it (text)."""
@@ -154,16 +164,13 @@ class Case:
 
     def note(self, app, error):
         """Writes a line into the log of an app. error: text or exception."""
-        text = (
-            error
-            if isinstance(error, str)
-            else f"{type(error).__name__}: {error}".removesuffix(": ")
-        )
-        self._log[app, text] += 1
+        if isinstance(error, Exception):
+            error = f"{type(error).__name__}: {error}".removesuffix(": ")
+        self.lines[app, error] += 1
 
     def last(self, app):
         """The latest kind of line in the log of this app (text)."""
-        lines = [text for name, text in self._log if name == app]
+        lines = [text for name, text in self.lines if name == app]
         return lines[-1] if lines else "nothing"
 
     async def connect(self, app, **options):
@@ -181,18 +188,9 @@ class Case:
                 connect_timeout=0.5,
                 **{**self.lab.cluster.login(self.lab.topic), **options},
             )
-            return self.clients[app]
         except LabError as error:
             raise ConnectionError(str(error).split(". ")[0]) from None
-
-    async def until(self, condition, timeout):
-        """True as soon as condition() is; False after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > end:
-                return False
-            await asyncio.sleep(0.01)
-        return True
+        return self.clients[app]
 
     def undo(self, call):
         """Calls call() (a coroutine function) when the case is closed."""
@@ -202,16 +200,16 @@ class Case:
 
     async def begin(self):
         """Sets it up and returns when the symptom is there."""
-        self._before = await stream_names(self.lab.nc)
+        self._streams_before = await stream_names(self.lab.nc)
         try:
             self.settings = self.defaults()
             await self.setup()
             await self._start()
             await self.strike()
-            if not await self.until(self.symptom, 12):
+            if not await comes_true(self.symptom, 12):
                 raise LabError(
-                    f"The case {self.name} did not fall ill. Its log: {dict(self._log)}. Open it"
-                    " again."
+                    f"The case {self.name} did not fall ill. Its log: {dict(self.lines)}. "
+                    "Open it again."
                 )
         except BaseException:
             await self.close()
@@ -222,29 +220,26 @@ class Case:
     async def strike(self): ...
 
     async def _start(self):
-        self._stopping.clear()
+        self.stopping.clear()
         self._tasks = [
             asyncio.create_task(self._keep_running(app, run)) for app, run in self.apps().items()
         ]
-        await asyncio.sleep(0.05)
 
     async def _keep_running(self, app, run):
         """An app as its supervisor runs it: what ends with an error is noted, and started again."""
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 await run()
             except Exception as error:
                 if asyncio.current_task().cancelling():
-                    raise  # the app met its end with an error: it is not to come back
+                    raise  # the app was being ended when it failed: it must not come back
                 self.note(app, error)
                 await asyncio.sleep(0.1)
 
     async def _stop(self):
-        self._stopping.set()
-        if self._tasks:
-            _, slow = await asyncio.wait(
-                self._tasks, timeout=2
-            )  # a handler cut off leaves its message out
+        self.stopping.set()
+        if self._tasks:  # they get some time: a handler that is cut off leaves its message out
+            _, slow = await asyncio.wait(self._tasks, timeout=2)
             for task in slow:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -257,7 +252,9 @@ class Case:
         self._closed = True
         await self._stop()
         await self._after.aclose()
-        await delete_all(self.lab.nc, await stream_names(self.lab.nc) - self._before)
+        if self._streams_before is not None:
+            own = await stream_names(self.lab.nc) - self._streams_before
+            await delete_all(self.lab.nc, own)
 
     async def leave(self):
         """As close(), when the lab closes: its cluster may be broken for good, and what it holds

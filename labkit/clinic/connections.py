@@ -7,38 +7,27 @@ from nats.errors import NoRespondersError
 from labkit.clinic.case import Case, Unwell
 from labkit.clinic.shop import Shop
 from labkit.cluster.connection import close_client
+from labkit.exercises.helpers import comes_true
 from labkit.system import ports
 
 
 class new_password(Shop):
     cause = "wrong credentials"
     report = (
-        "After the passwords were changed on Monday the shop takes no orders. It logs connection"
-        " errors; the servers are up, and billing works."
+        "After the passwords were changed on Monday the shop takes no orders. "
+        "It logs connection errors; the servers are up, and billing works."
     )
     hints = [
         "The log of the shop says who refused it, and why. The server is there: it answered.",
-        (
-            "Authorization Violation: user and password of case.settings against the accounts of"
-            " the server's configuration."
-        ),
-        (
-            "labkit/cluster/nats.conf has the password. A client without a user gets in too, and"
-            " lands in the account of no_auth_user."
-        ),
+        "Authorization Violation: compare user and password of case.settings "
+        "with the accounts of the server's configuration.",
+        "labkit/cluster/nats.conf has the password. "
+        "A client without a user gets in too, and lands in the account of no_auth_user.",
     ]
-    repair = """
-        await case.redeploy(user=lab.topic, password="lab")"""
-    wrong = {
-        "another server": (
-            'await case.redeploy(servers=[lab.node("n3").url])',
-            "Authorization Violation",
-        ),
-        "no name, no password": (
-            "await case.redeploy(user=None, password=None)",
-            "NoStreamResponseError",
-        ),
-    }
+
+    @staticmethod
+    async def repair(case, lab):
+        await case.redeploy(user=lab.topic, password="lab")
 
     def defaults(self):
         return {**super().defaults(), "password": "Lab"}
@@ -50,32 +39,22 @@ class new_password(Shop):
 class new_firewall(Shop):
     cause = "wrong port"
     report = (
-        "The shop's new configuration went live at 9:00, and it has not sent one order since. It"
-        " logs connection errors. The monitoring page of the cluster is green."
+        "The shop's new configuration went live at 9:00, and it has not sent one order since. "
+        "It logs connection errors. "
+        "The monitoring page of the cluster is green."
     )
     hints = [
-        (
-            "Two kinds of failed connections: refused at once, or silence until a time-out. What"
-            " does the log say?"
-        ),
-        (
-            "Refused: the machine is there, nobody listens on that port. Compare"
-            " case.settings['servers'] with await lab.nodes()."
-        ),
-        (
-            "Clients and monitoring have ports of their own; what a browser shows is not what a"
-            " client may use."
-        ),
+        "Two kinds of failed connections: refused at once, or silence until a time-out. "
+        "What does the log say?",
+        "Refused: the machine is there, nobody listens on that port. "
+        "Compare case.settings['servers'] with await lab.nodes().",
+        "Clients and monitoring have ports of their own; "
+        "what a browser shows is not what a client may use.",
     ]
-    repair = """
-        await case.redeploy(servers=lab.cluster.servers)"""
-    wrong = {
-        "the monitoring port": (
-            """
-        await case.redeploy(servers=[f'nats://127.0.0.1:{lab.node("n1").monitor}'])""",
-            "the shop sends no orders",
-        )
-    }
+
+    @staticmethod
+    async def repair(case, lab):
+        await case.redeploy(servers=lab.cluster.servers)
 
     def defaults(self):
         return {**super().defaults(), "servers": [f"nats://127.0.0.1:{ports.free_port()}"]}
@@ -85,34 +64,32 @@ class new_firewall(Shop):
 
 
 class connected_but_silent(Shop):
-    cause, level = "node frozen", 3
+    cause = "node frozen"
+    level = 3
     report = (
-        "The shop hangs. It has a connection, says its own status page: is_connected is True. No"
-        " order goes out, each ends after a time-out. Billing is fine."
+        "The shop hangs. "
+        "It has a connection, says its own status page: is_connected is True. "
+        "No order goes out, each ends after a time-out. "
+        "Billing is fine."
     )
     hints = [
         "is_connected tells what the client believes. Ask the nodes themselves: await lab.nodes().",
-        (
-            "One node answers nothing, and its connections are still open: its process is frozen."
-            " Which node is the shop on?"
-        ),
-        (
-            "Bring the node back (lab.faults.resume stands for your operator), and give the shop"
-            " all three servers and short pings."
-        ),
+        "One node answers nothing, and its connections are still open: its process is frozen. "
+        "Which node is the shop on?",
+        "Bring the node back (lab.faults.resume stands for your operator), "
+        "and give the shop all three servers and short pings.",
     ]
-    repair = """
+
+    @staticmethod
+    async def repair(case, lab):
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.resume(name)
-        await case.redeploy(servers=lab.cluster.servers)"""
-    wrong = {
-        "restart": ("await case.redeploy()", "the shop sends no orders"),
-        "walk away from it": (
-            "await case.redeploy(servers=lab.cluster.servers[:1])",
-            "does not answer",
-        ),
-    }
+        await case.redeploy(servers=lab.cluster.servers)
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.frozen = None  # a Node
 
     async def setup(self):
         self.frozen = await self.victim()
@@ -121,42 +98,40 @@ class connected_but_silent(Shop):
 
     async def strike(self):
         self.undo(self.lab.faults.heal)
-        await self.until(lambda: len(self.handled) > 3, 5)
+        await self.lab.until(lambda: len(self.handled) > 3)
         await self.lab.faults.pause(self.frozen.name)
 
     def symptom(self):
         return len(self.refused) >= 1
 
-    async def well_too(self):
+    async def also_healthy(self):
         if not await self.frozen.ask(timeout=3):
             raise Unwell(
-                f"orders flow, and node {self.frozen.name} does not answer: one more fault and the"
-                " cluster is gone."
+                f"orders flow, and node {self.frozen.name} does not answer: "
+                "one more fault and the cluster stands still."
             )
 
 
 class one_node_fewer(Shop):
-    cause, level = "only replica on a dead node", 3
+    cause = "only replica on a dead node"
+    level = 3
     repeats = True  # the consumer's last acks died with the node
     report = (
-        "A node died at 3:10, 'no problem, there are two more'. Since then every order is refused."
-        " Other streams of this cluster work."
+        "A node died at 3:10, 'no problem, there are two more'. "
+        "Since then every order is refused. "
+        "Other streams of this cluster work."
     )
     hints = [
-        (
-            "NoStreamResponseError again: nobody who owns this subject is there. Is the stream"
-            " still known? nats stream report."
-        ),
-        (
-            "ORDERS has one replica. await lab.nodes() says which node is down; the two others"
-            " cannot stand in for it."
-        ),
-        (
-            "Start the node again (lab.faults.start stands for your operator): the data lie there."
-            " Then give ORDERS three replicas."
-        ),
+        "NoStreamResponseError again: nobody who owns this subject is there. "
+        "Is the stream still known? nats stream report.",
+        "ORDERS has one replica. "
+        "await lab.nodes() says which node is down; the two others cannot stand in for it.",
+        "Start the node again (lab.faults.start stands for your operator): it still has its data. "
+        "Then give ORDERS three replicas.",
     ]
-    repair = """
+
+    @staticmethod
+    async def repair(js, lab):
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.start(name)
@@ -165,22 +140,11 @@ class one_node_fewer(Shop):
         config = (await js.stream_info("ORDERS")).config
         config.num_replicas = 3
         await js.update_stream(config)
-        await lab.wait_for_current("ORDERS")"""
-    wrong = {
-        "another server": (
-            "await case.redeploy(servers=lab.cluster.servers[:1])",
-            "NoStreamResponseError",
-        ),
-        "start it, and that is all": (
-            """
-        for name, node in (await lab.nodes()).iterrows():
-            if node["state"] != "up":
-                await lab.faults.start(name)
-        await lab.wait_for_leader("ORDERS")
-        await lab.settled("ORDERS")""",
-            "one replica",
-        ),
-    }
+        await lab.wait_for_current("ORDERS")
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.dead = None  # a Node
 
     async def setup(self):
         self.dead = await self.victim()
@@ -188,22 +152,27 @@ class one_node_fewer(Shop):
 
     async def strike(self):
         self.undo(self.lab.faults.heal)
-        await self.until(lambda: len(self.handled) > 3, 5)
+        await self.lab.until(lambda: len(self.handled) > 3)
         await self.lab.faults.kill(self.dead.name)
 
     def symptom(self):
         return len(self.refused) > 5
 
-    async def well_too(self):
+    async def also_healthy(self):
         if (await self.js.stream_info("ORDERS")).config.num_replicas < 3:
             raise Unwell(
-                "orders flow, and ORDERS has one replica: the next node that dies may take it along"
-                " again."
+                "orders flow, and ORDERS has one replica: "
+                "the next node that dies may stop them again."
             )
 
 
 class Ask(Case):
-    """A shop that asks a price service. `answered`: how many answers; `failed`: how many errors."""
+    """A shop that asks a price service."""
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.answered = 0  # requests
+        self.failed = 0
 
     def defaults(self):
         return {
@@ -216,10 +185,6 @@ class Ask(Case):
     def apps(self):
         return {"prices": self.prices, "shop": self.shop}
 
-    def __init__(self, lab):
-        super().__init__(lab)
-        self.answered = self.failed = 0
-
     async def prices(self):
         async def answer(msg):
             await msg.respond(b"20")
@@ -227,27 +192,27 @@ class Ask(Case):
         nc = await self.connect("prices")
         try:
             await nc.subscribe(self.settings["service_subject"], "prices", cb=answer)
-            await self._stopping.wait()
+            await self.stopping.wait()
         finally:
             await asyncio.shield(close_client(nc))
 
     async def shop(self):
-        nc = await self.connect(
-            "shop", **{key: self.settings[key] for key in ("servers", "user", "password")}
-        )
+        login = {key: self.settings[key] for key in ("servers", "user", "password")}
+        nc = await self.connect("shop", **login)
         try:
-            while not self._stopping.is_set():
-                try:
-                    await nc.request(
-                        self.settings["request_subject"], timeout=self.settings["timeout"]
-                    )
-                    self.answered += 1
-                except (TimeoutError, NoRespondersError) as error:
-                    self.failed += 1
-                    self.note("shop", error)
+            while not self.stopping.is_set():
+                await self._ask(nc)
                 await asyncio.sleep(0.03)
         finally:
             await asyncio.shield(close_client(nc))
+
+    async def _ask(self, nc):
+        try:
+            await nc.request(self.settings["request_subject"], timeout=self.settings["timeout"])
+            self.answered += 1
+        except (TimeoutError, NoRespondersError) as error:
+            self.failed += 1
+            self.note("shop", error)
 
     def symptom(self):
         return self.failed > 8 and not self.answered
@@ -256,66 +221,60 @@ class Ask(Case):
         return "Ten requests in a row were answered."
 
     async def healthy(self):
-        await self.until(lambda start=self.answered: self.answered > start, self.patience)
-        failed, answered = self.failed, self.answered
-        await self.until(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 10)
-        if self.failed > failed or self.answered < answered + 10:
+        start = self.answered
+        await comes_true(lambda: self.answered > start, self.patience)
+        answered, failed = self.answered, self.failed
+        await comes_true(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 10)
+        answered, failed = self.answered - answered, self.failed - failed
+        if failed or answered < 10:
             raise Unwell(
-                f"{self.failed - failed} of the shop's last requests failed,"
-                f" {self.answered - answered} were answered. Its log says: {self.last('shop')}"
+                f"{failed} of the shop's last requests failed, {answered} were answered. "
+                f"Its log says: {self.last('shop')}"
             )
 
 
 class nobody_knows_the_price(Ask):
     cause = "nobody listens on the subject"
     report = (
-        "Since the release the shop shows no prices. The price service is up, and its team swears"
-        " that nobody asks it anything."
+        "Since the release the shop shows no prices. "
+        "The price service is up, and its team swears that nobody asks it anything."
     )
     hints = [
-        (
-            "NoRespondersError comes at once: the server knows of no subscription that the request"
-            " matches."
-        ),
-        (
-            "Which subjects are there? await lab.node('n1').ask('subsz?subs=1'), or nats server"
-            " request subscriptions --detail."
-        ),
-        "Compare service_subject and request_subject. Subjects know upper and lower case.",
+        "NoRespondersError comes at once: "
+        "the server knows of no subscription that the request matches.",
+        "Which subjects are there? await lab.node('n1').ask('subsz?subs=1'), "
+        "or nats server request subscriptions --detail.",
+        "Compare service_subject and request_subject. "
+        "In a subject, upper and lower case are different letters.",
     ]
-    repair = """
-        await case.redeploy(request_subject="prices.get")"""
-    wrong = {
-        "more patience": ("await case.redeploy(timeout=5)", "NoRespondersError"),
-        "a wildcard in a request": (
-            'await case.redeploy(request_subject="prices.*")',
-            "NoRespondersError",
-        ),
-    }
+
+    @staticmethod
+    async def repair(case):
+        await case.redeploy(request_subject="prices.get")
 
     def defaults(self):
         return {**super().defaults(), "request_subject": "Prices.get"}
 
 
 class works_for_me(Ask):
-    cause, level = "client in another account", 2
+    cause = "client in another account"
+    level = 2
     report = (
-        "The shop shows no prices. The price team asks its own service from a laptop, same cluster,"
-        " same subject, and gets an answer. The shop connects without an error."
+        "The shop shows no prices. "
+        "The price team asks its own service from a laptop, same cluster, same subject, "
+        "and gets an answer. "
+        "The shop connects without an error."
     )
     hints = [
         "NoRespondersError on a subject that somebody serves: do both see the same subjects?",
         "await lab.connections() lists the connections of this account. Is the shop among them?",
-        (
-            "Without a user a client becomes the server's no_auth_user: connected, and in an"
-            " account of its own."
-        ),
+        "Without a user a client becomes the server's no_auth_user: "
+        "connected, and in an account of its own.",
     ]
-    repair = """
-        await case.redeploy(user=lab.topic, password="lab")"""
-    wrong = {
-        "the same node": ('await case.redeploy(servers=[lab.node("n1").url])', "NoRespondersError")
-    }
+
+    @staticmethod
+    async def repair(case, lab):
+        await case.redeploy(user=lab.topic, password="lab")
 
     def defaults(self):
         return {**super().defaults(), "user": None, "password": None}

@@ -1,7 +1,7 @@
-"""The pictures of the clinic: the way of a message, and the decision tree from a complaint to a
+"""The pictures of the clinic: the way of a message, and the tree that leads from a complaint to its
 cause."""
 
-from labkit.pictures.style import GRID, INK, MUTED, SERIES, Picture, canvas, styled
+from labkit.pictures.style import GRID, INK, MUTED, SERIES, Picture, arrow, canvas, styled
 
 WAY = [
     ("program", "does it log an error?"),
@@ -11,7 +11,8 @@ WAY = [
     ("handler", "does it answer, once?"),
 ]
 
-TREE = {  # what the complaint is -> what you see -> cause
+COLUMNS = [0.05, 2.35, 6.8]  # x of complaint, sign and cause in the picture
+TREE = {  # complaint: {what you see: cause}
     "The program does\nnot get through": {
         "refused at once (nobody listens there)": "wrong port",
         "Authorization Violation": "wrong credentials",
@@ -46,36 +47,27 @@ def chain():
     """The five stations of a message: where it can get stuck, and the question to ask there."""
     figure, ax = canvas(8, 1.7, xlim=(-0.1, 10.1), ylim=(-1.1, 0.7))
     ax.axis("off")
-    box = {"boxstyle": "round,pad=.5", "fc": SERIES[0], "ec": "none"}
-    places = [
-        ax.text(
-            2 * i + 1, 0.25, name, ha="center", va="center", color="white", weight="bold", bbox=box
-        )
-        for i, (name, _) in enumerate(WAY)
-    ]
-    for one, other in zip(places, places[1:]):  # from box to box, however wide their words are
-        ax.annotate(
-            "",
-            other.get_position(),
-            one.get_position(),
-            zorder=0,
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": INK,
-                "patchA": one.get_bbox_patch(),
-                "patchB": other.get_bbox_patch(),
-                "shrinkA": 4,
-                "shrinkB": 4,
-            },
-        )
-    for i, (_, question) in enumerate(WAY):
-        ax.text(2 * i + 1, -0.35, question, ha="center", va="top", fontsize=8.5, color=INK)
+    stations = [_draw_station(ax, 2 * i + 1, *station) for i, station in enumerate(WAY)]
+    for one, other in zip(stations, stations[1:]):
+        # From box to box, however wide their words are.
+        boxes = {"patchA": one.get_bbox_patch(), "patchB": other.get_bbox_patch()}
+        places = one.get_position(), other.get_position()
+        arrow(ax, *places, zorder=0, shrinkA=4, shrinkB=4, **boxes)
     ax.set_title("A message gets stuck at one of five stations")
+    questions = [f"{name}: {' '.join(question.split())}" for name, question in WAY]
     return Picture(
         figure,
         "Five stations in a row, program, connection, stream, consumer, handler, each with its "
-        "question: " + " ".join(f"{name}: {' '.join(question.split())}" for name, question in WAY),
+        f"question: {' '.join(questions)}",
     )
+
+
+def _draw_station(ax, x, name, question):
+    """A box with a name, and the question below it. Returns the text in the box."""
+    ax.text(x, -0.35, question, ha="center", va="top", fontsize=8.5, color=INK)
+    box = {"boxstyle": "round,pad=.5", "fc": SERIES[0], "ec": "none"}
+    look = {"ha": "center", "va": "center", "color": "white", "weight": "bold"}
+    return ax.text(x, 0.25, name, bbox=box, **look)
 
 
 @styled
@@ -84,20 +76,12 @@ def decision_tree():
     rows = sum(map(len, TREE.values()))
     figure, ax = canvas(8.6, 0.31 * rows + 0.9, xlim=(0, 10), ylim=(-rows + 0.3, 1.1))
     ax.axis("off")
-    for x, head in [(0.05, "complaint"), (2.35, "what you see"), (6.8, "cause")]:
+    for x, head in zip(COLUMNS, ["complaint", "what you see", "cause"]):
         ax.text(x, 0.75, head, fontsize=9, color=MUTED)
-    y = 0
+    top = 0
     for group, (complaint, seen) in enumerate(TREE.items()):
-        middle = y - (len(seen) - 1) / 2
-        ax.axhspan(
-            y - len(seen) + 0.55, y + 0.45, color=GRID if group % 2 else "white", alpha=0.6, lw=0
-        )
-        ax.text(0.05, middle, complaint, va="center", weight="bold", fontsize=9, color=INK)
-        for sign, cause in seen.items():
-            ax.plot([1.95, 2.25], [middle, y], color=MUTED, lw=0.9)
-            ax.text(2.35, y, sign, va="center", fontsize=8.5, color=INK)
-            ax.text(6.8, y, f"→ {cause}", va="center", fontsize=8.5, weight="bold", color=SERIES[0])
-            y -= 1
+        _draw_complaint(ax, top, complaint, seen, GRID if group % 2 else "white")
+        top -= len(seen)
     ax.set_title("Four complaints, eighteen causes: each has a sign of its own")
     return Picture(
         figure,
@@ -106,12 +90,24 @@ def decision_tree():
     )
 
 
+def _draw_complaint(ax, top, complaint, seen, background):
+    """A complaint at the left, and a line to each sign and cause. top: the y of the first one."""
+    ax.axhspan(top - len(seen) + 0.55, top + 0.45, color=background, alpha=0.6, lw=0)
+    left, sign_at, cause_at = COLUMNS
+    middle = top - (len(seen) - 1) / 2
+    ax.text(left, middle, complaint, va="center", weight="bold", fontsize=9, color=INK)
+    look = {"va": "center", "fontsize": 8.5}
+    for row, (sign, cause) in enumerate(seen.items()):
+        y = top - row
+        ax.plot([1.95, 2.25], [middle, y], color=MUTED, lw=0.9)
+        ax.text(sign_at, y, sign, color=INK, **look)
+        ax.text(cause_at, y, f"→ {cause}", weight="bold", color=SERIES[0], **look)
+
+
 def tree_text():
     """The decision tree as text, one line a cause."""
     lines = []
     for complaint, seen in TREE.items():
-        lines += [
-            " ".join(complaint.split()),
-            *(f"    {sign}  →  {cause}" for sign, cause in seen.items()),
-        ]
+        lines.append(" ".join(complaint.split()))
+        lines += [f"    {sign}  →  {cause}" for sign, cause in seen.items()]
     return "\n".join(lines)
