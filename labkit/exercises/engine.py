@@ -9,7 +9,7 @@ A module for each lesson, named like the lesson's account, defines them as
         want(seen == 3, f"The stream keeps {seen} messages", "3")
 
     @name_of_it.solved_by
-    async def name_of_it(nc):                    # a real function: what a learner could have written
+    async def name_of_it(nc):            # a real function: what a learner could write
         ...
 
 The check returns if the answer is right. Else it raises NotYet with what was seen and what is
@@ -26,11 +26,15 @@ import itertools
 import linecache
 import textwrap
 import types
+from collections.abc import Sequence
 
 from labkit.errors import where
 from labkit.processes import workers
 
 LIMIT = 10  # seconds that a check may take; an answer that never returns must not hang the notebook
+NOT_ATTEMPTED = (
+    "not attempted. Put your answer in place of the ... above, and run both cells again."
+)
 _shown = collections.Counter()  # owner of hints -> how many of them were shown
 _pieces = itertools.count(1)  # numbers the sources that run_source() has run
 
@@ -48,7 +52,7 @@ def want(ok, saw, wanted):
 class Helped:
     """What helps a learner on: `.hint()` and `.solution()`."""
 
-    hints = ()
+    hints: Sequence[str] = ()
     hints_of = None  # objects with the same value here move through their hints together
 
     def hint(self):
@@ -109,7 +113,7 @@ class Exercise(Helped):
     def _obstacle(self, answer):
         """Why there is nothing to check (text), or None."""
         if untouched(answer) or self._is_stub(answer):
-            return "not attempted. Put your answer in place of the ... above, and run both cells again."
+            return NOT_ATTEMPTED
         if inspect.iscoroutine(answer):
             answer.close()
             return "not yet. Pass the function itself, without calling it: no () behind its name."
@@ -161,8 +165,8 @@ def exercise(hints, limit=LIMIT, file=None, variable=None, **old):
     """Makes an Exercise of a check.
 
     limit: seconds that the check may take, where it must wait out an election, say. file: name of
-    the file that a `%%worker` cell writes, if the answer is one. variable: what the answer is called
-    in the notebook, if it is a value; a function as the solution then returns that value."""
+    the file that a `%%worker` cell writes, if the answer is one. variable: what the notebook calls
+    the answer, if it is a value; a function as the solution then returns that value."""
     return lambda check: Exercise(check, hints, limit, file, variable)
 
 
@@ -195,11 +199,15 @@ def source_of(answer, name="answer"):
     if not inspect.isfunction(answer):
         return f"{name} = {answer!r}"
     imports, parts = _sources(answer, set())
-    return "\n\n\n".join(["\n".join(sorted(imports))] * bool(imports) + parts)
+    lines = [f"import {name}" for module, name in sorted(imports) if not module]
+    for module in sorted({module for module, _ in imports if module}):
+        names = sorted(name for origin, name in imports if origin == module)
+        lines.append(f"from {module} import {', '.join(names)}")
+    return "\n\n\n".join(["\n".join(lines), *parts] if lines else parts)
 
 
 def _sources(function, seen):
-    """(set of import lines, list of sources), what is used before what uses it."""
+    """({(module or "", name) to import}, [source]), what is used before what uses it."""
     seen.add(function.__name__)
     source = textwrap.dedent(inspect.getsource(function)).rstrip()
     written = ast.parse(source).body[0]
@@ -215,9 +223,9 @@ def _sources(function, seen):
             parts += before
         elif isinstance(value, types.ModuleType):
             package, _, leaf = value.__name__.rpartition(".")
-            imports.add(f"from {package} import {leaf}" if package else f"import {name}")
+            imports.add((package, leaf))
         elif inspect.isfunction(value) or inspect.isclass(value):
-            imports.add(f"from {value.__module__} import {name}")
+            imports.add((value.__module__, name))
         else:
             seen.add(name)
             parts.append(f"{name} = {value!r}")

@@ -4,7 +4,9 @@ import asyncio
 import inspect
 
 from labkit.cluster.streams import delete
+from labkit.errors import LabError
 from labkit.exercises.engine import want
+from labkit.waiting import until
 
 
 def wants_function(answer, arguments, coroutine=True):
@@ -15,9 +17,11 @@ def wants_function(answer, arguments, coroutine=True):
     kind = "an async function" if inspect.iscoroutinefunction(answer) else "no async function"
     name = getattr(answer, "__name__", repr(answer))
     want(inspect.iscoroutinefunction(answer) == coroutine, f"{name} is {kind}", wanted)
-    names = list(inspect.signature(answer).parameters)
-    fits = len(names) == len(arguments.split(", "))
-    want(fits, f"{name} takes ({', '.join(names)})", f"({arguments})")
+    signature = inspect.signature(answer)
+    try:
+        signature.bind(*arguments.split(", "))
+    except TypeError:
+        want(False, f"{name} takes {signature}", f"({arguments})")
 
 
 async def fresh_stream(lab, name, **config):
@@ -48,3 +52,12 @@ async def fetch(sub, batch=1, timeout=1):
         return await sub.fetch(batch, timeout=timeout)
     except TimeoutError:
         return []
+
+
+async def comes_true(condition, timeout):
+    """Waits until condition() is true; returns False if it is not within so many seconds."""
+    try:
+        await until(condition, timeout, describe=lambda: "it")  # nobody reads the error
+        return True
+    except LabError:
+        return False

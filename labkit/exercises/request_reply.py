@@ -1,294 +1,214 @@
 """Exercises of lesson 02: answering errors, and retrying what is safe."""
 
 import asyncio
+import contextlib
 import json
+import random
 import time
+from typing import NamedTuple
 
 from nats.errors import NoRespondersError
 
-from labkit.exercises import NotYet, exercise
+from labkit.exercises import NotYet, exercise, want
+from labkit.exercises.helpers import wants_function
 
-
-async def _server_knows(client):
-    """Returns when the server has every subscription that this client made."""
-    await asyncio.sleep(0)
-    await client.flush()
+PRICES = {"tea": 3, "coffee": 4}
+REQUESTS = [  # (what the check sends, the price that it wants; None: an error)
+    (b'{"item": "tea"}', 3),
+    (b'{"item": "gold"}', None),
+    (b"no JSON", None),
+    (b"7", None),
+    (b'{"item": "coffee"}', 4),
+]
+GRACE = 2  # seconds after its deadline at which a call is cancelled
 
 
 @exercise(
     hints=[
-        (
-            "Nothing reaches the caller unless you respond. Which lines of your handler can raise,"
-            " and for which requests?"
-        ),
-        (
-            "Put all of it into one try. `except Exception as error:` covers an unknown item, no"
-            " JSON, and no object."
-        ),
+        "Nothing reaches the caller unless you respond. Which lines of your handler can raise, "
+        "and for which requests?",
+        "Put all of it into one try. `except Exception as error:` covers an unknown item, no JSON, "
+        "and no object.",
         'In the except: `await msg.respond(json.dumps({"error": repr(error)}).encode())`.',
-    ],
-    solution="""
-        import json
-        PRICES = {"tea": 3, "coffee": 4}
-
-        async def prices(msg):
-            try:
-                answer = {"price": PRICES[json.loads(msg.data)["item"]]}
-            except Exception as error:
-                answer = {"error": repr(error)}
-            await msg.respond(json.dumps(answer).encode())
-        """,
-    wrong={
-        "no except at all": (
-            """
-import json
-async def answer(msg):
-    await msg.respond(json.dumps({"price": {"tea": 3, "coffee": 4}[json.loads(msg.data)["item"]]}).encode())
-""",
-            "no answer within 2 s; in the handler: KeyError: 'gold'. Wanted: a reply",
-        ),
-        "only the error that one thought of": (
-            """
-import json
-async def answer(msg):
-    try:
-        reply = {"price": {"tea": 3, "coffee": 4}[json.loads(msg.data)["item"]]}
-    except KeyError as error:
-        reply = {"error": repr(error)}
-    await msg.respond(json.dumps(reply).encode())
-""",
-            "no answer within 2 s; in the handler: JSONDecodeError",
-        ),
-        "an error that looks like a price": (
-            """
-import json
-async def answer(msg):
-    try:
-        price = {"tea": 3, "coffee": 4}.get(json.loads(msg.data)["item"])
-    except Exception:
-        price = None
-    await msg.respond(json.dumps({"price": price}).encode())
-""",
-            '''was answered by b'{"price": null}'. Wanted: a JSON object with the key "error"''',
-        ),
-    },
+    ]
 )
 async def answers_errors(lab, answer):
     """A handler that answers every request, errors included."""
+    wants_function(answer, "msg")
     raised = []
 
     async def keep(error):
         raised.append(error)
 
-    client = await lab.connect(name="exercise", error_cb=keep)
-    try:
+    async with await lab.connect(name="exercise", error_cb=keep) as client:
         await client.subscribe("exercise.prices", cb=answer)
-        for body, wanted in [
-            (b'{"item": "tea"}', 3),
-            (b'{"item": "gold"}', "error"),
-            (b"no JSON", "error"),
-            (b"7", "error"),
-            (b'{"item": "coffee"}', 4),
-        ]:
+        for request, price in REQUESTS:
             raised.clear()
-            try:
-                reply = await client.request("exercise.prices", body, timeout=2)
-            except TimeoutError:
-                why = (
-                    f"in the handler: {type(raised[0]).__name__}: {raised[0]}"
-                    if raised
-                    else "it sent nothing"
-                )
-                want = (
-                    'a reply with {"error": "…"}'
-                    if wanted == "error"
-                    else f'the reply {{"price": {wanted}}}'
-                )
-                raise NotYet(
-                    f"The request {body!r} got no answer within 2 s; {why}. Wanted: {want}."
-                ) from None
-            try:
-                said = json.loads(reply.data)
-            except ValueError:
-                said = None
-            said = said if isinstance(said, dict) else {}
-            if wanted == "error" and not said.get("error"):
-                raise NotYet(
-                    f"The request {body!r} was answered by {reply.data!r}. "
-                    'Wanted: a JSON object with the key "error".'
-                )
-            if wanted != "error" and (said.get("price") != wanted or "error" in said):
-                raise NotYet(
-                    f'The request {body!r} was answered by {reply.data!r}. Wanted: {{"price":'
-                    f" {wanted}}}."
-                )
-    finally:
-        await client.close()
+            await _is_answered(client, request, price, raised)
 
 
-_GUIDE = """
-import asyncio
-import nats.errors
-async def answer(nc, subject, data, deadline):
-    for attempt in range(3):
-        try:
-            return (await nc.request(subject, data, timeout=deadline)).data
-        except asyncio.TimeoutError:
-            await asyncio.sleep(0.1 * 2 ** attempt)
-"""
-_BOTH = """
-import asyncio, nats.errors
-async def answer(nc, subject, data, deadline):
-    for attempt in range(30):
-        try:
-            return (await nc.request(subject, data, timeout=0.3)).data
-        except (nats.errors.NoRespondersError, TimeoutError):
-            await asyncio.sleep(0.1)
-"""
-_SHORT = """
-import asyncio, nats.errors
-async def answer(nc, subject, data, deadline):
-    for attempt in range(30):
-        try:
-            return (await nc.request(subject, data)).data
-        except nats.errors.NoRespondersError:
-            await asyncio.sleep(0.1)
-"""
-_HOT = """
-import time, nats.errors
-async def answer(nc, subject, data, deadline):
-    end = time.monotonic() + deadline
-    while True:
-        try:
-            return (await nc.request(subject, data, timeout=deadline)).data
-        except nats.errors.NoRespondersError:
-            if time.monotonic() > end:
-                raise
-"""
-_FOREVER = """
-import asyncio, nats.errors
-async def answer(nc, subject, data, deadline):
-    while True:
-        try:
-            return (await nc.request(subject, data, timeout=deadline)).data
-        except nats.errors.NoRespondersError:
-            await asyncio.sleep(0.1)
-"""
+async def prices(msg):
+    try:
+        answer = {"price": PRICES[json.loads(msg.data)["item"]]}
+    except Exception as error:
+        answer = {"error": repr(error)}
+    await msg.respond(json.dumps(answer).encode())
+
+
+answers_errors.solved_by(prices)
+
+
+async def _is_answered(client, request, price, raised):
+    """Raises NotYet unless the reply to this request is right. raised: errors of the handler."""
+    wanted = f'the reply {{"price": {price}}}'
+    if price is None:
+        wanted = 'the reply {"error": "…"} with a text of yours'
+    try:
+        reply = await client.request("exercise.prices", request, timeout=2)
+    except TimeoutError:
+        why = "it sent nothing"
+        if raised:
+            why = f"in the handler: {type(raised[0]).__name__}: {raised[0]}"
+        saw = f"The request {request!r} got no answer within 2 s ({why})"
+        raise NotYet(f"{saw}; wanted: {wanted}.") from None
+    saw = f"The request {request!r} was answered by {reply.data!r}"
+    want(_tells(reply.data, price), saw, wanted)
+
+
+def _tells(reply, price):
+    """True if this reply (bytes) tells the price; for None, if it tells an error."""
+    try:
+        said = json.loads(reply)
+    except ValueError:
+        return False
+    if not isinstance(said, dict):
+        return False
+    if price is None:
+        return bool(said.get("error"))
+    return said.get("price") == price and "error" not in said
 
 
 @exercise(
     hints=[
         "Which of the two errors says that nobody got the request? Catch that one only.",
-        (
-            "Note the end of the call first: `end = time.monotonic() + deadline`. A request may"
-            " wait for what is left."
-        ),
-        "After NoRespondersError: raise it if the next attempt would start after `end`; otherwise"
-        " sleep for a growing, " + "random pause and go round again. Let TimeoutError pass.",
-    ],
-    solution="""
-        import asyncio, random, time
-        from nats.errors import NoRespondersError
-
-        async def patient(nc, subject, data, deadline):
-            end, pause = time.monotonic() + deadline, 0.05
-            while True:
-                try:
-                    reply = await nc.request(subject, data, timeout=max(0.01, end - time.monotonic()))
-                    return reply.data
-                except NoRespondersError:
-                    wait = pause * random.uniform(0.5, 1.5)
-                    if time.monotonic() + wait > end - 0.1:  # an attempt needs time for its answer
-                        raise
-                    await asyncio.sleep(wait)
-                    pause = min(2 * pause, 0.3)
-        """,
-    wrong={
-        "the guide's helper": (_GUIDE, "gave up with NoRespondersError after 0."),
-        "retries both errors": (_BOTH, "times for one call to a service that needs 1 s"),
-        "nats-py's timeout of 0.5 s instead of the deadline": (
-            _SHORT,
-            "the call raised TimeoutError after 0.",
-        ),
-        "no pause": (_HOT, "pause between attempts"),
-        "no end": (_FOREVER, "had not ended after"),
-    },
+        "Note the end of the call first: `end = time.monotonic() + deadline`. A request may wait "
+        "for what is left.",
+        "After NoRespondersError: raise it if the next attempt would start after `end`; otherwise "
+        "sleep for a growing, random pause and go round again. Let TimeoutError pass.",
+    ]
 )
 async def patient_call(lab, answer):
     """A call that retries what is safe without a key, and ends by its deadline."""
-    caller, service = await lab.connect(name="caller"), await lab.connect(name="service")
-    runs, tasks = [], []
+    wants_function(answer, "nc, subject, data, deadline")
+    async with (
+        await lab.connect(name="caller") as caller,
+        await lab.connect(name="service") as client,
+    ):
+        await _waits_for_a_late_service(answer, caller, client)
+        await _asks_a_slow_service_once(answer, caller, client)
+        await _gives_up_when_nobody_comes(answer, caller)
 
-    async def try_it(subject, deadline, grace=2):
-        start, sent = time.monotonic(), caller.stats["out_msgs"]
+
+async def patient(nc, subject, data, deadline):
+    end, pause = time.monotonic() + deadline, 0.05
+    while True:
         try:
-            said = await asyncio.wait_for(answer(caller, subject, b"?", deadline), deadline + grace)
-        except Exception as error:
-            said = error
-        return said, time.monotonic() - start, caller.stats["out_msgs"] - sent
+            reply = await nc.request(subject, data, timeout=max(0.01, end - time.monotonic()))
+            return reply.data
+        except NoRespondersError:
+            wait = pause * random.uniform(0.5, 1.5)
+            if time.monotonic() + wait > end - 0.1:  # an attempt needs time for its answer
+                raise
+            await asyncio.sleep(wait)
+            pause = min(2 * pause, 0.3)
 
-    async def quick(msg):
-        runs.append(msg)
-        await msg.respond(b"late, but here")
 
-    async def slow(msg):
-        runs.append(msg)
-        tasks.append(asyncio.create_task(later(msg)))
+patient_call.solved_by(patient)
 
-    async def later(msg):
-        await asyncio.sleep(1)
-        await msg.respond(b"slow, but done")
 
-    async def open_late():
-        await asyncio.sleep(0.4)
-        await service.subscribe("exercise.late", cb=quick)
+async def _waits_for_a_late_service(answer, caller, client):
+    reply = b"late, but here"
+    async with _service(client, "exercise.late", reply, appears_after=0.4):
+        call = await _call(answer, caller, "exercise.late", deadline=3)
+    saw = f"A service appeared after 0.4 s, the deadline was 3 s, and the call {call.outcome}"
+    want(call.said == reply, f"{saw} after {call.took:.1f} s", f"it returns {reply!r}")
 
+
+async def _asks_a_slow_service_once(answer, caller, client):
+    reply = b"slow, but done"
+    async with _service(client, "exercise.slow", reply, needs=1) as requests:
+        call = await _call(answer, caller, "exercise.slow", deadline=3)
+    want(
+        len(requests) <= 1,
+        f"The handler ran {len(requests)} times for one call to a service that needs 1 s",
+        "once; after a timeout nobody knows whether it ran, so a call without a key must not"
+        " repeat it",
+    )
+    saw = f"The service needed 1 s, the deadline was 3 s, and the call {call.outcome}"
+    want(call.said == reply, f"{saw} after {call.took:.1f} s", f"it returns {reply!r}")
+
+
+async def _gives_up_when_nobody_comes(answer, caller):
+    call = await _call(answer, caller, "exercise.nobody", deadline=0.8)
+    saw = f"Nobody was there, and the call sent {call.sent} requests in {call.took:.1f} s"
+    want(call.sent <= 60, saw, "a pause between attempts, 60 requests at the most")
+    cancelled = type(call.said) is TimeoutError and call.took > 2.5  # 0.8 and GRACE make 2.8
+    saw = "Nobody was there, the deadline was 0.8 s, and the call had not ended after"
+    want(not cancelled, f"{saw} {call.took:.1f} s", "NoRespondersError by then")
+    saw = f"Nobody was there until the deadline, and the call {call.outcome}"
+    want(isinstance(call.said, NoRespondersError), saw, "NoRespondersError")
+
+
+class _Call(NamedTuple):
+    """What became of a call."""
+
+    said: object  # what it returned, or the exception that it raised
+    took: float  # seconds
+    sent: int  # messages that its client published meanwhile
+
+    @property
+    def outcome(self):
+        if isinstance(self.said, Exception):
+            return f"raised {type(self.said).__name__}"
+        return f"returned {self.said!r}"
+
+
+async def _call(answer, caller, subject, deadline):
+    """Calls the answer with this subject and deadline (seconds)."""
+    start, sent = time.monotonic(), caller.stats["out_msgs"]
     try:
-        tasks.append(asyncio.create_task(open_late()))
-        said, took, _ = await try_it("exercise.late", 3)
-        if isinstance(said, NoRespondersError):
-            raise NotYet(
-                f"The call gave up with NoRespondersError after {took:.2f} s; its deadline was 3 s,"
-                " and the service appeared after 0.4 s. Wanted: b'late, but here'."
-            )
-        _same(said, b"late, but here", "A service appeared after 0.4 s, the deadline was 3 s", took)
-        runs.clear()
-        await service.subscribe("exercise.slow", cb=slow)
-        await _server_knows(service)
-        said, took, _ = await try_it("exercise.slow", 3)
-        if len(runs) > 1:
-            raise NotYet(
-                f"The handler ran {len(runs)} times for one call to a service that needs 1 s."
-                " Wanted: once; after a timeout nobody knows whether it ran, so a call without a"
-                " key must not repeat it."
-            )
-        _same(said, b"slow, but done", "The service needed 1 s, the deadline was 3 s", took)
-        said, took, sent = await try_it("exercise.nobody", 0.8)
-        if sent > 60:
-            raise NotYet(
-                f"Nobody was there, and the call sent {sent} requests in {took:.1f} s. "
-                "Wanted: a pause between attempts, 60 requests at the most."
-            )
-        if type(said) is TimeoutError and took > 2.5:
-            raise NotYet(
-                "Nobody was there, the deadline was 0.8 s, and the call had not ended after"
-                f" {took:.1f} s. Wanted: NoRespondersError by then."
-            )
-        if not isinstance(said, NoRespondersError):
-            raise NotYet(
-                f"Nobody was there until the deadline, and the call {_what(said)}. Wanted:"
-                " NoRespondersError."
-            )
+        said = await asyncio.wait_for(answer(caller, subject, b"?", deadline), deadline + GRACE)
+    except Exception as error:
+        said = error
+    return _Call(said, time.monotonic() - start, caller.stats["out_msgs"] - sent)
+
+
+@contextlib.asynccontextmanager
+async def _service(client, subject, reply, appears_after=0, needs=0):
+    """A service that appears after some seconds and needs some seconds for each reply. Yields the
+    requests that its handler has got (list)."""
+    requests, tasks = [], []
+
+    async def appear():
+        await asyncio.sleep(appears_after)
+        await client.subscribe(subject, cb=handler)
+        await asyncio.sleep(0)  # flush() alone would overtake the SUB
+        await client.flush()
+
+    async def handler(msg):
+        requests.append(msg)
+        tasks.append(asyncio.create_task(respond(msg)))
+
+    async def respond(msg):
+        await asyncio.sleep(needs)
+        await msg.respond(reply)
+
+    tasks.append(asyncio.create_task(appear()))
+    try:
+        if not appears_after:
+            await tasks[0]
+        yield requests
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, caller.close(), service.close(), return_exceptions=True)
-
-
-def _same(said, wanted, situation, took):
-    if said != wanted:
-        raise NotYet(f"{situation}; the call {_what(said)} after {took:.1f} s. Wanted: {wanted!r}.")
-
-
-def _what(said):
-    return f"raised {type(said).__name__}" if isinstance(said, Exception) else f"returned {said!r}"
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,124 @@
+"""Answers to the exercises of monitoring."""
+
+from answers import answers_to
+
+right, wrong = answers_to("monitoring")
+
+
+async def by_consumer(js, stream, number):
+    """{consumer: number(its info)}, without those that are 0 or less."""
+    numbers = {info.name: number(info) for info in await js.consumers_info(stream)}
+    return {name: count for name, count in numbers.items() if count > 0}
+
+
+@wrong("given_up", "'trying' has given up 1; wanted: 0")
+async def takes_all_redelivered_for_given_up(js, stream):
+    return await by_consumer(js, stream, lambda info: info.num_redelivered)
+
+
+@wrong("given_up", "'moved-on' has given up 0; wanted: 1")
+async def looks_at_the_ack_floor(js, stream):
+    def behind(info):
+        if info.num_ack_pending:
+            return 0
+        return info.delivered.stream_seq - info.ack_floor.stream_seq
+
+    return await by_consumer(js, stream, behind)
+
+
+@wrong("given_up", "'both' has given up 0; wanted: 1")
+async def wants_nothing_in_flight(js, stream):
+    def settled(info):
+        return 0 if info.num_ack_pending else info.num_redelivered
+
+    return await by_consumer(js, stream, settled)
+
+
+@wrong("given_up", "a list; wanted: a dict")
+async def names_only(js, stream):
+    infos = await js.consumers_info(stream)
+    return [info.name for info in infos if info.num_redelivered > info.num_ack_pending]
+
+
+@wrong("given_up", "'idle' has given up 3; wanted: 0")
+async def counts_pending(js, stream):
+    return await by_consumer(js, stream, lambda info: info.num_pending)
+
+
+@right("given_up")
+async def asks_for_one_consumer_after_the_other(js, stream):
+    found = {}
+    for name in [info.name for info in await js.consumers_info(stream)]:
+        info = await js.consumer_info(stream, name)
+        found[name] = info.num_redelivered - info.num_ack_pending
+    return {name: number for name, number in found.items() if number}
+
+
+def reports(answers, account):
+    """What each node tells of the streams of this account: list of (node, stream)."""
+    return [
+        (node, stream)
+        for node, answer in answers.items()
+        for entry in answer["account_details"]
+        if entry["name"] == account
+        for stream in entry.get("stream_detail", [])
+    ]
+
+
+def leads(node, what):
+    return what["cluster"]["leader"] == node
+
+
+def stored(told):
+    return sum(stream["state"]["messages"] for node, stream in told if leads(node, stream))
+
+
+def pending(told):
+    return sum(
+        consumer["num_pending"]
+        for node, stream in told
+        for consumer in stream.get("consumer_detail", [])
+        if leads(node, consumer)
+    )
+
+
+@wrong("count_once", "16 messages; wanted: 8")
+def adds_up_all_copies(answers, account):
+    told = reports(answers, account)
+    return sum(stream["state"]["messages"] for _, stream in told), pending(told)
+
+
+@wrong("count_once", "5.33 messages; wanted: 8")
+def divides_by_three(answers, account):
+    told = reports(answers, account)
+    return sum(stream["state"]["messages"] for _, stream in told) / 3, pending(told)
+
+
+@wrong("count_once", "0 pending; wanted: 4")
+def trusts_the_leader_of_the_stream_with_consumers(answers, account):
+    told = reports(answers, account)
+    return stored(told), sum(
+        consumer["num_pending"]
+        for node, stream in told
+        for consumer in stream.get("consumer_detail", [])
+        if leads(node, stream)
+    )
+
+
+@wrong("count_once", "108 messages; wanted: 8")
+def counts_all_accounts(answers, account):
+    told = reports(answers, account) + reports(answers, "SOMEBODY_ELSE")
+    return stored(told), pending(told)
+
+
+@wrong("count_once", "messages; wanted: 8")
+def asks_one_node(answers, account):
+    node, answer = next(iter(answers.items()))
+    told = reports({node: answer}, account)
+    return stored(told), pending(told)
+
+
+@right("count_once")
+def adds_up_what_leaders_tell(answers, account):
+    told = reports(answers, account)
+    return [stored(told), pending(told)]
