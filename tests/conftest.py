@@ -26,9 +26,7 @@ from labkit import Lab, paths
 from labkit.cluster import lifecycle, nodes
 from labkit.system import launching, ports
 
-MARK = (  # in the environment of all that a run of the tests starts: a folder of that run
-    "LABKIT_TESTS"
-)
+MARK = "LABKIT_TESTS"  # in the environment of all that a run of the tests starts: its folder
 TAKEN = {}  # first port -> sockets that hold ports for this process, see free_base()
 CHROMIUM = [
     "--no-sandbox",
@@ -71,9 +69,8 @@ RUN_IF = {  # marker -> (environment variable that switches it on, what the test
 
 def pytest_configure(config):
     os.environ["LABKIT_HEADLESS"] = "1"
-    os.environ["PYTHONWARNDEFAULTENCODING"] = (
-        "1"  # an open() that names no encoding is an EncodingWarning
-    )
+    # An open() that names no encoding is an EncodingWarning.
+    os.environ["PYTHONWARNDEFAULTENCODING"] = "1"
     os.environ["PYTHONWARNINGS"] = our_warnings_are_errors()
     LocalPortCache.find_available_port = lambda cache, ip: next(
         filter(ports.is_free, ports_for_kernels())
@@ -118,12 +115,13 @@ def pytest_collection_modifyitems(items):
             if item.get_closest_marker(marker) and not os.environ.get(switch):
                 item.add_marker(pytest.mark.skip(reason=f"needs {needs}: set {switch}=1"))
     if items and items[0].config.getoption("numprocesses", None) != 0:
-        items.sort(
-            key=lambda item: (
-                zlib.crc32(unit(item.nodeid).encode())
-                * (1 if any(w in item.nodeid for w in LONG) else 2)
-            )
-        )
+        items.sort(key=place)
+
+
+def place(item):
+    """Where in the run this test stands (number): mixed, and what takes long in the first half."""
+    mixed = zlib.crc32(unit(item.nodeid).encode())
+    return mixed if any(word in item.nodeid for word in LONG) else 2 * mixed
 
 
 def unit(nodeid):
@@ -182,9 +180,7 @@ def own(tmp_path, monkeypatch):
     folder, base = tmp_path / "a home", free_base()
     settle(monkeypatch, folder, base)
     yield folder
-    settle(
-        monkeypatch, folder, base
-    )  # whatever the test has set: nobody else's cluster is ended here
+    settle(monkeypatch, folder, base)  # again: whatever the test has set, only this lab is ended
     lifecycle.end_embedded()
     launching.release()
     assert not nodes.strays(folder)
@@ -215,7 +211,7 @@ async def lab(shared):
     lab = await Lab.open("checks", private=True)
     yield lab
     lab._net.take()
-    await lab._leave()
+    await lab._end()
 
 
 @pytest.fixture
@@ -229,12 +225,9 @@ async def calm(shared):
 def settle(monkeypatch, folder, base):
     """From here on, this process and those it starts work on the embedded lab of this folder and
     client port."""
-    for key, value in {
-        "LABKIT_HOME": folder,
-        "LABKIT_PORT": base,
-        "LABKIT_BACKEND": "embedded",
-    }.items():
-        monkeypatch.setenv(key, str(value))
+    monkeypatch.setenv("LABKIT_HOME", str(folder))
+    monkeypatch.setenv("LABKIT_PORT", str(base))
+    monkeypatch.setenv("LABKIT_BACKEND", "embedded")
     monkeypatch.delenv("NATS_URL", raising=False)
 
 
@@ -264,8 +257,7 @@ def free_base():
     """A client port whose nine ports are free, below those of private clusters (20000 and up). It
     is bound later, so the tenth of each ten is taken at once, until give_back() or the end of this
     process: another pytest that runs now draws other ports. There are two hundred such nines, and a
-        run of the tests wants about as many, one after the other.
-    """
+    run of the tests wants about as many, one after the other."""
     for base in random.sample(range(10000, 16000, 10), 600):
         tens = [base + offset for offset in (0, 2000, 4000)]
         if all(ports.is_free(ten + i) for ten in tens for i in range(3)) and take(
@@ -298,7 +290,7 @@ def ports_for_kernels():
     """An endless round through ports that only this process gives to kernels. jupyter_client asks
     the system for five free ones, lets them go, and the kernel binds them up to a second later.
     Each process of a run does so, and in one run of some twenty two of them met: "Address already
-        in use"."""
+    in use"."""
     base = next(base for base in range(9000, 10000, 50) if take([base + 49]))
     return itertools.cycle(range(base, base + 49))
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import lessons
 import nbformat
 import pytest
 from browsing import CELLS, READY, assert_a_lesson_went_well, jupyterlab, look, run_all
@@ -36,13 +37,16 @@ def address(tmp_path_factory):
         lifecycle.end_embedded()
 
 
-# To a browser, lessons that break nodes and experiments are no different from these; who looks,
-# sees all.
-LOOK = "LABKIT_SHOTS" in os.environ
+LOOK = "LABKIT_SHOTS" in os.environ  # somebody wants to see all of them
+
+
+def is_plain(path):
+    """False for lessons that break nodes and for experiments, which look the same to a browser."""
+    return not lessons.breaks_nodes(path) and not lessons.is_experiment(path)
 
 
 @pytest.mark.parametrize(
-    "lesson", [path.name for path in notebooks.find() if LOOK or path.name < "09"]
+    "lesson", [path.name for path in lessons.LESSONS if LOOK or is_plain(path)]
 )
 def test_run_all_in_jupyterlab(address, browser, shots, lesson):
     stored = (notebooks.FOLDER / lesson).read_bytes()

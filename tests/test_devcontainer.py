@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import MARK, as_root, copy_project, free_base
 
+from conftest import MARK, as_root, copy_project, free_base
 from labkit import paths
 
 TEXT = (paths.PROJECT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ BECOME = [
 
 def test_it_installs_as_the_readme_says_and_starts_nothing():
     readme = (paths.PROJECT / "README.md").read_text(encoding="utf-8")
-    assert f"\n{CONTAINER['postCreateCommand']} && .venv/bin/python -m labkit lab\n" in readme
+    assert (f"\n{CONTAINER['postCreateCommand']} && .venv/bin/python -m labkit lab\n") in readme
     assert CONTAINER["waitFor"] == "postCreateCommand", (
         "else the editor opens before there is a kernel"
     )

@@ -46,8 +46,13 @@ def open_and_close(
 ):
     """What Python says that opens a lesson, runs this, and closes it; started in another folder."""
     code = (
-        "import asyncio\nfrom labkit import Lab\nasync def main():\n    lab = await"
-        f" Lab.open('checks')\n    {source}\n    await lab.close()\nasyncio.run(main())"
+        "import asyncio\n"
+        "from labkit import Lab\n"
+        "async def main():\n"
+        "    lab = await Lab.open('checks')\n"
+        f"    {source}\n"
+        "    await lab.close()\n"
+        "asyncio.run(main())"
     )
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -140,10 +145,15 @@ def test_a_read_only_checkout_serves_with_a_home_elsewhere_and_without_one_says_
         ' up; LABKIT_HOME="$3" "$2" -B -c "$4"; LABKIT_HOME="$3" "$2" -m labkit down; }'
     )
     lesson = (
-        "import asyncio\nfrom labkit import Lab\nfrom labkit.processes import workers\nasync def"
-        " main():\n    lab = await Lab.open('checks')\n    workers.write('checks', 'w.py', 'async"
-        " def work(nc, js, point): pass')\n    await (await lab.worker('w.py', 'A')).ended()\n   "
-        " await lab.close()\nasyncio.run(main())"
+        "import asyncio\n"
+        "from labkit import Lab\n"
+        "from labkit.processes import workers\n"
+        "async def main():\n"
+        "    lab = await Lab.open('checks')\n"
+        "    workers.write('checks', 'w.py', 'async def work(nc, js, point): pass')\n"
+        "    await (await lab.worker('w.py', 'A')).ended()\n"
+        "    await lab.close()\n"
+        "asyncio.run(main())"
     )
     done = subprocess.run(
         [
@@ -327,13 +337,21 @@ def test_too_few_open_files_are_said_by_the_doctor_and_by_a_lesson(own, command)
     assert code == 1 and "A process may open 64 files here" in said and "ulimit -n 1024" in said
     assert command("up")[0] == 0
     worker = (
-        "import asyncio\nfrom labkit import Lab, LabError\nfrom labkit.processes import"
-        " workers\nasync def main():\n    lab = await Lab.open('checks')\n   "
-        " workers.write('checks', 'w.py', 'import asyncio\\nasync def work(nc, js, point): await"
-        " asyncio.sleep(60)')\n    kept = [open('/dev/null', 'rb') for _ in range(200)]\n    more ="
-        " []\n    try:\n        for n in range(60): more.append(await lab.worker('w.py', str(n)))\n"
-        "    except LabError as error: print('said:', error)\n    kept.clear()\n    await"
-        " lab.close()\nasyncio.run(main())"
+        "import asyncio\n"
+        "from labkit import Lab, LabError\n"
+        "from labkit.processes import workers\n"
+        "async def main():\n"
+        "    lab = await Lab.open('checks')\n"
+        "    code = 'async def work(nc, js, point): await __import__(\"asyncio\").sleep(60)'\n"
+        "    workers.write('checks', 'w.py', code)\n"
+        "    kept = [open('/dev/null', 'rb') for _ in range(200)]\n"
+        "    more = []\n"
+        "    try:\n"
+        "        for n in range(60): more.append(await lab.worker('w.py', str(n)))\n"
+        "    except LabError as error: print('said:', error)\n"
+        "    kept.clear()\n"
+        "    await lab.close()\n"
+        "asyncio.run(main())"
     )
     code, said = limited(240, "-c", worker)
     assert (
@@ -348,7 +366,8 @@ def test_where_a_process_has_256_files_unless_it_asks_a_lesson_asks(own):
     """As on macOS, outside JupyterLab."""
     asks = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)\n"
     code = (
-        f"{asks}import subprocess, sys\nfrom labkit.system import launching\n"
+        f"{asks}import subprocess, sys\n"
+        "from labkit.system import launching\n"
         f"child = launching.launch([sys.executable, '-c', {asks!r}], stdout=subprocess.PIPE)\n"
         "print(child.communicate()[0].decode())"
     )
@@ -373,12 +392,19 @@ def test_a_disk_that_fills_up_later_is_said_when_a_lesson_opens(own):
     has made it."""
     (own / "lessons").mkdir(parents=True)
     lesson = (
-        "import asyncio, os\nfrom labkit import Lab, LabError\nfrom labkit.cluster import"
-        " lifecycle\nasync def main():\n    await lifecycle.find_or_start()\n    try:\n        with"
-        " open(os.environ['LABKIT_HOME'] + '/lessons/ballast', 'wb', buffering=0) as file:\n       "
-        "     while True: file.write(bytes(4096))\n    except OSError: pass\n    try: await"
-        " Lab.open('checks')\n    except LabError as error: print('said:',"
-        " error)\nasyncio.run(main())"
+        "import asyncio, os\n"
+        "from labkit import Lab, LabError\n"
+        "from labkit.cluster import lifecycle\n"
+        "async def main():\n"
+        "    await lifecycle.find_or_start()\n"
+        "    try:\n"
+        "        ballast = os.environ['LABKIT_HOME'] + '/lessons/ballast'\n"
+        "        with open(ballast, 'wb', buffering=0) as file:\n"
+        "            while True: file.write(bytes(4096))\n"
+        "    except OSError: pass\n"
+        "    try: await Lab.open('checks')\n"
+        "    except LabError as error: print('said:', error)\n"
+        "asyncio.run(main())"
     )
     script = f'mount -t tmpfs -o size=1m none \'{own}/lessons\' && "$@"; "$1" -m labkit down'
     done = subprocess.run(

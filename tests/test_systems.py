@@ -18,9 +18,9 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from conftest import copy_project, tracked
 from IPython.core.inputtransformer2 import TransformerManager
 
+from conftest import copy_project, tracked
 from labkit import paths
 
 CONFTEST = ast.parse((Path(__file__).with_name("conftest.py")).read_text(encoding="utf-8"))
@@ -182,18 +182,24 @@ def test_no_name_is_used_that_another_system_lacks(tmp_path, code):
 PLANTED = {
     "labkit/a.py": "import os\nos.fork()",
     "tests/b.py": (
-        "import signal, pytest\n@pytest.mark.parametrize('number', [signal.SIGKILL])\ndef"
-        " test(number): pass"
+        "import signal, pytest\n"
+        "@pytest.mark.parametrize('number', [signal.SIGKILL])\n"
+        "def test(number): pass"
     ),
-    "notebooks/c.py": "import sys, subprocess\ndef f():\n    return subprocess.CREATE_NO_WINDOW",
+    "notebooks/c.py": ("import sys, subprocess\ndef f():\n    return subprocess.CREATE_NO_WINDOW"),
     "notebooks/d.py": "import os\nawait f(os.sched_getaffinity(0))",
 }
 GUARDED = {
     "labkit/a.py": "import os, sys\nif sys.platform != 'win32':\n    os.fork()",
     "tests/b.py": (
-        "import signal, sys, pytest\nposix = pytest.mark.skipif(sys.platform == 'win32',"
-        " reason='')\n@posix\ndef test():\n    signal.SIGKILL\ndef of_the_test():\n    assert"
-        " sys.platform == 'linux'\n    signal.SIGSTKFLT"
+        "import signal, sys, pytest\n"
+        "posix = pytest.mark.skipif(sys.platform == 'win32', reason='')\n"
+        "@posix\n"
+        "def test():\n"
+        "    signal.SIGKILL\n"
+        "def of_the_test():\n"
+        "    assert sys.platform == 'linux'\n"
+        "    signal.SIGSTKFLT"
     ),
     "notebooks/c.py": (
         "import os\nif hasattr(os, 'sched_getaffinity'):\n    cores = len(os.sched_getaffinity(0))"
@@ -238,11 +244,13 @@ METHODS = {
     "rlimit": "is of Linux alone",
     "NamedTemporaryFile": "cannot be opened a second time on Windows",
 }
-WORDS = dict(  # noqa: C408 (not {…}: that is what is looked for)
-    start_new_session="is nothing on Windows: creationflags",
-    preexec_fn="is refused on Windows",
-    pass_fds="is refused on Windows",
-    shell="is another shell on Windows",
+WORDS = dict(  # noqa: C406 (neither {…} nor keywords: that is what is looked for)
+    [
+        ("start_new_session", "is nothing on Windows: creationflags"),
+        ("preexec_fn", "is refused on Windows"),
+        ("pass_fds", "is refused on Windows"),
+        ("shell", "is another shell on Windows"),
+    ]
 )
 PROGRAMS = {
     "sh",
@@ -383,7 +391,7 @@ def test_each_of_these_is_found():
     assert [line for line in lines if not any(f"a.py: {line}: " in text for text in found)] == []
     body = DOUBTFUL.replace("\n", "\n    ")
     assert doubtful({"a.py": f"def f():\n    sys.platform{body}"}) == []
-    assert len(doubtful({"a.py": f"def g():\n    sys.platform\ndef f():{body}"})) == len(found)
+    assert len(doubtful({"a.py": (f"def g():\n    sys.platform\ndef f():{body}")})) == len(found)
 
 
 def test_no_path_stands_in_a_servers_configuration_as_json(code):

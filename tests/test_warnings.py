@@ -13,7 +13,7 @@ WARNS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "module", ["labkit", "labkit.lab", "labkit.clinic.shop", "test_lab", "conftest"]
+    "module", ["labkit", "labkit.lesson.lab", "labkit.clinic.shop", "test_lab", "conftest"]
 )
 def test_our_warning_is_an_error_in_pytest(kind, module):
     with pytest.raises(kind):
@@ -21,7 +21,9 @@ def test_our_warning_is_an_error_in_pytest(kind, module):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("module", ["__main__", "labkit", "labkit.lab", "labkit.clinic.shop"])
+@pytest.mark.parametrize(
+    "module", ["__main__", "labkit", "labkit.lesson.lab", "labkit.clinic.shop"]
+)
 def test_our_warning_is_an_error_in_a_process_that_a_test_starts(python, kind, module):
     process = python(WARNS.format(kind=kind.__name__, module=module))
     said, _ = process.communicate(timeout=60)
