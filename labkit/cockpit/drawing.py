@@ -1,20 +1,21 @@
-"""How the cockpit looks: the nodes as a map (SVG), the streams as a table; and the same as a
-picture that stands still."""
+"""How the cockpit looks: the nodes as a map (SVG), the streams as a table; and the same as a still
+picture."""
 
 import html
 import itertools
 
 import pandas as pd
 
-from labkit.pictures import maps, style
-from labkit.pictures.style import INK, MUTED, STATE
+from labkit.pictures import maps
+from labkit.pictures.style import INK, MUTED, OUTCOME, STATE
 
-PLACES = [
+RED = OUTCOME["lost"][0]
+PLACES = [  # x and y of n1, n2, n3, and where their words are aligned
     (360, 62, "start"),
     (226, 216, "end"),
     (494, 216, "start"),
-]  # of n1, n2, n3, and on which side their words stand
-SHAPES = {  # around (0, 0): a state is a colour and a shape and a word
+]
+SHAPES = {  # around (0, 0); a state is a colour, a shape and a word
     "up": '<circle r="46"',
     "no answer": '<circle r="46" stroke-dasharray="3 5"',
     "paused": '<rect x="-42" y="-42" width="84" height="84" rx="10"',
@@ -26,78 +27,77 @@ SHAPES = {  # around (0, 0): a state is a colour and a shape and a word
 def page(nodes, replicas):
     """The map and the table of streams (HTML). nodes, replicas: as lab.nodes() and lab.replicas()
     return them."""
-    return (
-        f'<div style="background:white;color:{INK};max-width:720px;line-height:1.35;padding:4px">'
-        f"{_map(nodes, replicas) if len(nodes) else _unknown()}{_table(nodes, replicas)}</div>"
-    )
+    look = f"background:white;color:{INK};max-width:720px;line-height:1.35;padding:4px"
+    upper = _map(nodes, replicas) if len(nodes) else _unknown()
+    return f'<div style="{look}">{upper}{_table(nodes, replicas)}</div>'
 
 
 def picture(nodes, replicas):
-    """The same as a Picture: what stays in the notebook where no kernel runs."""
-    up = int((nodes["state"] == "up").sum())
-    leaders = [
-        f"{node} leads {stream}" for stream, node in replicas.index[replicas["role"] == "leader"]
-    ]
-    title = (
-        f"{up} of {len(nodes)} nodes are up"
-        if len(nodes)
-        else "A cluster of your own: the lab does not see its nodes"
-    )
-    words = [
-        f"{name} {row['state']}" + (", leads the cluster" if row["meta"] == "leader" else "")
-        for name, row in nodes.iterrows()
-    ]
-    alt = f"Cockpit. {title}: {'; '.join(words + leaders) or 'nothing more is known'}."
-    notes = {name: "\n".join(_led(name, replicas)) for name in nodes.index if _led(name, replicas)}
-    return maps.cluster_map(nodes, title, alt, notes)
+    """The same as a Picture: it stays in the notebook where no kernel runs."""
+    if len(nodes):
+        up = int((nodes["state"] == "up").sum())
+        title = f"{up} of {len(nodes)} nodes are up"
+    else:
+        title = "A cluster of your own: the lab does not see its nodes"
+    words = []
+    for name, row in nodes.iterrows():
+        leads = ", leads the cluster" if row["meta"] == "leader" else ""
+        words.append(f"{name} {row['state']}{leads}")
+    words += [f"{node} leads {stream}" for stream, node in _leaders(replicas)]
+    alt = f"Cockpit. {title}: {'; '.join(words) or 'nothing more is known'}."
+    notes = {name: "\n".join(_led(name, replicas)) for name in nodes.index}
+    return maps.cluster_map(nodes, title, alt, {name: note for name, note in notes.items() if note})
+
+
+def _leaders(replicas):
+    """(stream, node) of each leader."""
+    return list(replicas.index[replicas["role"] == "leader"])
 
 
 def _led(node, replicas):
-    """Lines that name the streams that this node leads; the fourth and later ones are counted."""
-    names = [
-        stream for stream, name in replicas.index[replicas["role"] == "leader"] if name == node
-    ]
-    return [f"★ leads {name}" for name in names[:3]] + (
-        [f"★ and {len(names) - 3} more"] if len(names) > 3 else []
-    )
+    """Lines that name the streams that this node leads; beyond the third they are counted."""
+    names = [stream for stream, leader in _leaders(replicas) if leader == node]
+    lines = [f"★ leads {name}" for name in names[:3]]
+    if len(names) > 3:
+        lines.append(f"★ and {len(names) - 3} more")
+    return lines
 
 
 def _map(nodes, replicas):
-    at = dict(zip(nodes.index, PLACES))
+    places = dict(zip(nodes.index, PLACES))
     state = nodes["state"]
-    links = "".join(
-        _link(at[a], at[b], {state[a], state[b]}) for a, b in itertools.combinations(at, 2)
-    )
-    return (
-        f'<svg viewBox="0 0 720 290" width="100%" role="img" font-family="sans-serif" fill="{INK}">'
-        + links
-        + "".join(_node(name, nodes.loc[name], at[name], replicas) for name in at)
-        + "</svg>"
-    )
+    parts = [
+        _link(places[a], places[b], {state[a], state[b]})
+        for a, b in itertools.combinations(places, 2)
+    ]
+    parts += [_node(name, nodes.loc[name], places[name], replicas) for name in places]
+    look = f'viewBox="0 0 720 290" width="100%" role="img" font-family="sans-serif" fill="{INK}"'
+    return f"<svg {look}>{''.join(parts)}</svg>"
 
 
 def _link(a, b, states):
-    """A line between two nodes: whole, cut by a partition (dashed, with a cross), or without
-    anybody at one end (dotted)."""
+    """A line between two nodes: whole; dotted, where a node at one end is gone or silent; dashed,
+    with a cross, where a partition cuts it."""
     line = f'<line x1="{a[0]}" y1="{a[1]}" x2="{b[0]}" y2="{b[1]}" '
     if states == {"up"}:
         return line + f'stroke="{MUTED}" stroke-width="3"/>'
     if states & {"dead", "paused", "no answer"}:
         return line + f'stroke="{MUTED}" stroke-width="2" stroke-dasharray="2 7"/>'
-    x, y, red = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2, style.OUTCOME["lost"][0]
-    cross = f'<path d="M{x - 9},{y - 9} l18,18 m0,-18 l-18,18" stroke="{red}" stroke-width="4"/>'
-    return line + f'stroke="{red}" stroke-width="2" stroke-dasharray="9 6"/>' + cross
+    x = (a[0] + b[0]) / 2
+    y = (a[1] + b[1]) / 2
+    cross = f'<path d="M{x - 9},{y - 9} l18,18 m0,-18 l-18,18" stroke="{RED}" stroke-width="4"/>'
+    return line + f'stroke="{RED}" stroke-width="2" stroke-dasharray="9 6"/>' + cross
 
 
 def _node(name, row, place, replicas):
+    """A node, and beside it its port and what it leads."""
     x, y, anchor = place
     fill, edge, _ = STATE[row["state"]]
-    words = (
-        [f"port {row['port']}"]
-        + (["★ leads the meta group"] if row["meta"] == "leader" else [])
-        + [html.escape(line) for line in _led(name, replicas)]
-    )
-    side = x + (70 if anchor == "start" else -70)
+    words = [f"port {row['port']}"]
+    if row["meta"] == "leader":
+        words.append("★ leads the meta group")
+    words += [html.escape(line) for line in _led(name, replicas)]
+    side = x + 70 if anchor == "start" else x - 70
     top = y - 9 * (len(words) - 1) + 4
     lines = "".join(
         f'<text x="{side}" y="{top + 18 * i}" font-size="14" text-anchor="{anchor}">{word}</text>'
@@ -112,33 +112,30 @@ def _node(name, row, place, replicas):
 
 
 def _table(nodes, replicas):
-    """One row a stream, one column a node: what it is for the stream, and how many messages lie in
-    its store."""
+    """One row a stream, one column a node: its role in the stream, and how many messages it
+    stores."""
     streams = list(replicas.index.unique("stream"))
     if not streams:
         return f'<div style="color:{MUTED}">No stream yet.</div>'
     columns = list(nodes.index)
-    head = "".join(
+    head = [
         f"<th style='text-align:left;padding:2px 14px 2px 0'>{word}</th>"
         for word in ["stream", *columns]
-    )
-    rows = "".join(
-        f"<tr>{_cell(_stream(name, replicas))}"
-        + "".join(_cell(_replica(replicas, (name, node))) for node in columns)
-        + "</tr>"
-        for name in streams
-    )
-    return (
-        f"<table style='font-size:13px;color:{INK};border-collapse:collapse;width:100%;"
-        "table-layout:fixed'>"
-        f"<tr>{head}</tr>{rows}</table>"
-    )
+    ]
+    rows = [head]
+    for name in streams:
+        cells = [_cell(_replica(replicas, (name, node))) for node in columns]
+        rows.append([_cell(_stream(name, replicas)), *cells])
+    look = f"font-size:13px;color:{INK};border-collapse:collapse;width:100%;table-layout:fixed"
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return f"<table style='{look}'>{body}</table>"
 
 
 def _stream(name, replicas):
-    led = (replicas.loc[name, "role"] == "leader").any()
-    alarm = f"<br><b style='color:{style.OUTCOME['lost'][0]}'>✕ no leader</b>"
-    return f"<b>{html.escape(name)}</b>{'' if led else alarm}"
+    word = f"<b>{html.escape(name)}</b>"
+    if (replicas.loc[name, "role"] == "leader").any():
+        return word
+    return word + f"<br><b style='color:{RED}'>✕ no leader</b>"
 
 
 def _replica(replicas, key):
@@ -150,22 +147,20 @@ def _replica(replicas, key):
     elif row["state"] == "behind":
         word = f"▲ {row['lag']:,} behind"
     else:
-        word = {"current": "● current", "offline": "✕ offline", "unknown": "? unknown"}[
-            row["state"]
-        ]
-    stored = (
-        "no answer"
-        if pd.isna(row["messages"])
-        else f"{row['messages']:,} message{'' if row['messages'] == 1 else 's'}"
-    )
-    return f"{word}<br><span style='color:{MUTED}'>{stored}</span>"
+        words = {"current": "● current", "offline": "✕ offline", "unknown": "? unknown"}
+        word = words[row["state"]]
+    return f"{word}<br><span style='color:{MUTED}'>{_stored(row['messages'])}</span>"
+
+
+def _stored(messages):
+    if pd.isna(messages):
+        return "no answer"
+    return "1 message" if messages == 1 else f"{messages:,} messages"
 
 
 def _cell(text):
-    return (
-        "<td style='text-align:left;vertical-align:top;padding:3px 14px 3px 0;border-top:1px solid"
-        f" #e4e7eb'>{text}</td>"
-    )
+    look = "text-align:left;vertical-align:top;padding:3px 14px 3px 0;border-top:1px solid #e4e7eb"
+    return f"<td style='{look}'>{text}</td>"
 
 
 def _unknown():

@@ -1,11 +1,11 @@
 """The pictures of the lessons: `from labkit import pictures`, then `pictures.timeline(…)`.
 
-Each function returns a Picture, which shows itself at the end of a cell. matplotlib, whose import
-takes most of a second, is loaded when the first of them is asked for."""
+Each function but samples() returns a Picture, which shows itself at the end of a cell. matplotlib,
+whose import takes most of a second, is loaded when the first function is asked for."""
 
 import importlib
 
-MODULES = {  # module of this package: the functions that it draws with
+MODULES = {  # module of this package: its functions
     "timelines": ["timeline"],
     "gantt": ["deliveries"],
     "streams": ["stream_log", "depths", "attempts"],

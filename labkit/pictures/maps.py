@@ -8,47 +8,48 @@ from labkit.pictures.style import INK, MUTED, OUTCOME, STATE, Picture, canvas, s
 
 @styled
 def cluster_map(table, title, alt, notes=None):
-    """The nodes, who is up, who leads. table: as lab.nodes() returns it; notes: {node: text beside
+    """The nodes: who is up, who leads. table: as lab.nodes() returns it; notes: {node: text beside
     it}."""
     figure, ax = canvas(6.4, 3.2)
     ax.set_aspect("equal")
     ax.axis("off")
-    turn = 2 * math.pi / max(1, len(table))
-    at = {
-        name: (-1.7 * math.sin(i * turn), 1.15 * math.cos(i * turn))
-        for i, name in enumerate(table.index)
-    }
-    for a, b in itertools.combinations(at, 2):
-        whole = (table.loc[[a, b], "state"] == "up").all()
-        ax.plot(
-            *zip(at[a], at[b]),
-            color=MUTED if whole else OUTCOME["lost"][0],
-            lw=2,
-            ls="-" if whole else ":",
-            zorder=0,
-        )
-    for name, (x, y) in at.items():
-        row = table.loc[name]
-        fill, _, shape = STATE[row["state"]]
-        ax.plot(x, y, shape, ms=44 if shape == "D" else 56, mfc=fill, mec=INK, mew=1.4)
-        ax.text(x, y + 0.1, name, ha="center", va="center", fontsize=12, weight="bold", color=INK)
-        ax.text(x, y - 0.2, row["state"], ha="center", va="center", fontsize=8, color=INK)
-        words = [
-            f"port {row['port']}",
-            *(["★ leads the cluster (meta)"] if row["meta"] == "leader" else []),
-            *([notes[name]] if notes and name in notes else []),
-        ]
-        side = -1 if x < -0.1 else 1
-        ax.text(
-            x + side * 0.66,
-            y,
-            "\n".join(words),
-            ha="left" if side > 0 else "right",
-            va="center",
-            fontsize=9,
-            color=INK,
-        )
+    places = _on_an_ellipse(table.index)
+    for a, b in itertools.combinations(places, 2):
+        whole = table.loc[a, "state"] == table.loc[b, "state"] == "up"
+        look = {"color": MUTED, "ls": "-"} if whole else {"color": OUTCOME["lost"][0], "ls": ":"}
+        ax.plot(*zip(places[a], places[b]), lw=2, zorder=0, **look)
+    for name, place in places.items():
+        words = [f"port {table.loc[name, 'port']}"]
+        if table.loc[name, "meta"] == "leader":
+            words.append("★ leads the cluster (meta)")
+        if notes and name in notes:
+            words.append(notes[name])
+        _draw_node(ax, name, table.loc[name, "state"], place, "\n".join(words))
     ax.set_xlim(-3.9, 3.9)
     ax.set_ylim(-1.3, 1.8)
     ax.set_title(title)
     return Picture(figure, alt)
+
+
+def _on_an_ellipse(names):
+    """{name: (x, y)}, the first one at the top, and on to the left."""
+    turn = 2 * math.pi / max(1, len(names))
+    return {
+        name: (-1.7 * math.sin(index * turn), 1.15 * math.cos(index * turn))
+        for index, name in enumerate(names)
+    }
+
+
+def _draw_node(ax, name, state, place, words):
+    """One node: its shape, its name and state inside, words on the outer side."""
+    x, y = place
+    fill, _, shape = STATE[state]
+    ax.plot(x, y, shape, ms=44 if shape == "D" else 56, mfc=fill, mec=INK, mew=1.4)
+    inside = {"ha": "center", "va": "center", "color": INK}
+    ax.text(x, y + 0.1, name, fontsize=12, weight="bold", **inside)
+    ax.text(x, y - 0.2, state, fontsize=8, **inside)
+    look = {"va": "center", "fontsize": 9, "color": INK}
+    if x < -0.1:
+        ax.text(x - 0.66, y, words, ha="right", **look)
+    else:
+        ax.text(x + 0.66, y, words, ha="left", **look)

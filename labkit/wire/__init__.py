@@ -1,4 +1,5 @@
-"""What happened, when, and to whom: events as a table, and what is looked at regularly."""
+"""What happened, when, and to whom: a record of events, and samplers that look at a stream or a
+consumer at regular intervals."""
 
 from labkit.wire.record import Recorder
 from labkit.wire.samplers import regularly, sampling, watching

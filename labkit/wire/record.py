@@ -1,5 +1,5 @@
-"""What happened, when, and to whom: callbacks write here, cells read it. (Printing from a callback
-lands in the wrong cell, or nowhere.)"""
+"""What happened, when, and to whom: callbacks note it here, and cells read it. (What a callback
+prints lands in the wrong cell, or nowhere.)"""
 
 import time
 
@@ -7,14 +7,15 @@ import time
 class Recorder:
     """Collects events in the order in which they happened.
 
-    log = Recorder()
-    log("published", lane="publisher", msg=1)      # from anywhere in this process: a cell, a
-    callback, a task log.frame()                                    # DataFrame: at (seconds since
-    start), event, and the fields
+    It is called from anywhere in this process: from a cell, a callback, a task.
+
+        log = Recorder()
+        log("published", lane="publisher", msg=1)
+        log.frame()
     """
 
     def __init__(self):
-        self.events = []
+        self.events = []  # dicts: at (seconds since start), event, and the fields
         self.start = time.perf_counter()
 
     def __call__(self, event, **fields):
@@ -24,12 +25,14 @@ class Recorder:
         return entry
 
     def all(self, event=None, **fields):
-        """The events of this kind whose fields have these values (list of dicts, oldest first)."""
-        wanted = {**({"event": event} if event else {}), **fields}
+        """The events of this kind (default: of any) whose fields have these values: list of dicts,
+        oldest first."""
+        if event:
+            fields["event"] = event
         return [
             entry
             for entry in self.events
-            if all(entry.get(key) == value for key, value in wanted.items())
+            if all(entry.get(key) == value for key, value in fields.items())
         ]
 
     def count(self, event=None, **fields):
@@ -42,11 +45,13 @@ class Recorder:
         return found[-1] if found else None
 
     def frame(self):
-        """All events as a DataFrame: one row an event; columns at (seconds since start), event,
+        """All events as a DataFrame, one row an event. Columns: at (seconds since start), event,
         then the fields."""
         import pandas as pd
 
-        return pd.DataFrame(self.events, columns=None if self.events else ["at", "event"])
+        if not self.events:
+            return pd.DataFrame(columns=["at", "event"])
+        return pd.DataFrame(self.events)
 
     def __repr__(self):
         return f"<Recorder: {len(self.events)} events>"

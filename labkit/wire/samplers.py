@@ -1,4 +1,4 @@
-"""What no message tells is looked at regularly: the depth of a stream, the numbers of a
+"""What no message tells must be looked at again and again: the depth of a stream, the numbers of a
 consumer."""
 
 import asyncio
@@ -7,18 +7,16 @@ import contextlib
 
 @contextlib.asynccontextmanager
 async def regularly(look, every):
-    """Awaits look() before the block, every so many seconds while it runs, and once more at its
-    end."""
+    """Awaits look() before the block, every so many seconds while the block runs, and once more at
+    its end. A look that times out is left out; what else it raises is raised at the end of the
+    block."""
     await look()
-    ended = False
+    ended = False  # a flag, not cancel(): wait_for in Python 3.11 may swallow a cancel()
 
-    # ended by a flag: wait_for in Python 3.11 may swallow a cancel() that comes with an answer
     async def go_on():
         while not ended:
             await asyncio.sleep(every)
-            with contextlib.suppress(
-                TimeoutError
-            ):  # a look that nobody answered in time is one dot less
+            with contextlib.suppress(TimeoutError):
                 await look()
 
     task = asyncio.create_task(go_on())
@@ -26,15 +24,18 @@ async def regularly(look, every):
         yield
     finally:
         ended = True
-        await task  # raises what ended it early: a chart of half a run would look whole
+        await task  # raises the error that ended it early: half a chart would look like a whole one
         await look()
 
 
 @contextlib.asynccontextmanager
 async def sampling(js, log, *names, every=0.02):
-    """While the block runs, looks at each stream, `every` so many seconds and once more at the end.
+    """While the block runs, looks at each stream every so many seconds, and once more at the end.
+
     Notes log("depth", stream=name, messages=n), and log("removed", stream=name, messages=n) when n
-    more are gone than before: a full stream stays as deep as it is while it loses its oldest."""
+    messages have gone since the look before: the depth of a full stream stays the same while it
+    loses its oldest messages.
+    """
     gone = {}
 
     async def look():
@@ -42,8 +43,9 @@ async def sampling(js, log, *names, every=0.02):
             state = (await js.stream_info(name)).state
             log("depth", stream=name, messages=state.messages)
             removed = state.last_seq - state.messages
-            if removed > gone.setdefault(name, removed):
-                log("removed", stream=name, messages=removed - gone[name])
+            before = gone.get(name, removed)
+            if removed > before:
+                log("removed", stream=name, messages=removed - before)
             gone[name] = removed
 
     async with regularly(look, every):
@@ -52,9 +54,10 @@ async def sampling(js, log, *names, every=0.02):
 
 @contextlib.asynccontextmanager
 async def watching(js, stream, consumer, log, every=0.02):
-    """While the block runs, looks at the consumer `every` so many seconds, and once more at the
-    end. Notes log("lag", pending=…, ack_pending=…, waiting=…, redelivered=…), named as the columns
-    of lab.consumers().
+    """While the block runs, looks at the consumer every so many seconds, and once more at the end.
+
+    Notes log("lag", pending=…, ack_pending=…, waiting=…, redelivered=…), named like the columns of
+    lab.consumers().
     """
 
     async def look():
