@@ -7,8 +7,8 @@ import sys
 
 if sys.version_info < (3, 11):
     sys.exit(
-        "labkit needs Python 3.11 or newer; this is %d.%d (%s). Make the environment anew with a"
-        " newer one, for example: python3.12 -m venv .venv"
+        "labkit needs Python 3.11 or newer; this is %d.%d (%s). Make a new environment with a newer"
+        " one, for example: python3.12 -m venv .venv"
         % (sys.version_info[0], sys.version_info[1], sys.executable)
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,20 +17,16 @@ from rich.text import Text
 
 from labkit import doctor as doctors
 from labkit import jupyter_options, paths
-from labkit.cluster import containers, lifecycle, nodes
+from labkit.cluster import containers, lifecycle, nodes, tables
 from labkit.errors import LabError, explained
-from labkit.lesson import lock
+from labkit.lesson import cleanup, lock
 
 JUPYTER = Path(__file__).with_name("jupyter")
-PLAIN = {
-    "…": "...",
-    "–": "-",
-    "→": "->",
-    "✓": "+",
-    "✗": "x",
-    "·": "-",
-    "×": "x",
-}  # for encodings that lack them
+# What is written instead where the output's encoding lacks a letter.
+PLAIN = {"…": "...", "–": "-", "→": "->", "✓": "+", "✗": "x", "·": "-", "×": "x"}
+# The option of the commands that take the cluster, or its streams, away from open lessons.
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask, even if lessons are open")]
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -54,30 +51,27 @@ def up():
 
 
 @app.command()
-def down(
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="do not ask, even if lessons are open")
-    ] = False,
-):
-    """End the cluster that this project started (processes, and containers if they run), and remove
-    its data."""
+def down(yes: Yes = False):
+    """End the cluster (its processes, and containers if they run) and delete its data."""
     where = lifecycle.place(lifecycle.running_port())
-    _ask_about_open_lessons(
-        f"Ending the cluster ({where}) ends them too.", lock.open_lessons(), yes
-    )
+    _ask_about_open_lessons(f"Ending the cluster ({where}) breaks them.", lock.open_lessons(), yes)
     with _spinner("ending"):
         count, left = lifecycle.end_embedded()
-        up_as_containers = os.environ.get("LABKIT_BACKEND") != "embedded" and asyncio.run(
-            lifecycle.find_compose()
-        )
-        if up_as_containers:
-            containers.run("--profile", "monitoring", "--profile", "valkey", "down", "-v")
-    console.print(
-        f"cluster down ({where}): "
-        + (f"{count} processes ended" if count else "no process was running")
-        + (f", and {left} that killed kernels had left" if left else "")
-        + (", containers removed" if up_as_containers else "")
-    )
+        had_containers = _end_containers()
+    said = [f"{count} processes ended" if count else "no process was running"]
+    if left:
+        said.append(f"and {left} that killed kernels had left")
+    if had_containers:
+        said.append("containers removed")
+    console.print(f"cluster down ({where}): {', '.join(said)}")
+
+
+def _end_containers():
+    """Removes the lab's containers and their data. True if there were any."""
+    if os.environ.get("LABKIT_BACKEND") == "embedded" or not asyncio.run(lifecycle.find_compose()):
+        return False
+    containers.run("--profile", "monitoring", "--profile", "valkey", "down", "-v")
+    return True
 
 
 def _spinner(what):
@@ -87,7 +81,9 @@ def _spinner(what):
 
 def _which(cluster):
     """Which cluster this is, in words."""
-    return f"embedded, {lifecycle.place()}" if cluster.backend == "embedded" else cluster.backend
+    if cluster.backend == "embedded":
+        return f"embedded, {lifecycle.place()}"
+    return cluster.backend
 
 
 def _ask_about_open_lessons(what, lessons, yes):
@@ -96,13 +92,14 @@ def _ask_about_open_lessons(what, lessons, yes):
     if yes or not lessons:
         return
     named = ", ".join(f"{topic} (process {pid})" for topic, pid in lessons.items())
-    question = f"{'Lessons are' if len(lessons) > 1 else 'A lesson is'} open: {named}. {what}"
+    are = "Lessons are" if len(lessons) > 1 else "A lesson is"
+    warning = f"{are} open: {named}. {what}"
     if not sys.stdin.isatty():
         raise LabError(
-            f"{question} Close them first: run their last cell, or shut their kernels down. Or say"
+            f"{warning} Close them first: run their last cell, or shut their kernels down. Or say"
             " --yes."
         )
-    console.print(question)
+    console.print(warning)
     if not typer.confirm("Go on?"):
         raise LabError("Nothing was done.")
 
@@ -122,12 +119,9 @@ def status():
     if cluster.backend == "attached":
         console.print(f"nats-server {asyncio.run(doctors.version(cluster))} answers")
         return
-    from labkit.cluster import tables
-
     frame = asyncio.run(tables.nodes(cluster))
-    console.print(
-        frame.astype(object).where(frame.notna(), "").reset_index().to_string(index=False)
-    )
+    shown = frame.astype(object).where(frame.notna(), "")
+    console.print(shown.reset_index().to_string(index=False))
     silent = list(frame.index[frame["state"] != "up"])
     if silent:
         console.print(
@@ -142,24 +136,30 @@ def reset(
     lesson: Annotated[
         str | None, typer.Argument(help="one lesson's account, e.g. core_nats")
     ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="do not ask, even if lessons are open")
-    ] = False,
+    yes: Yes = False,
 ):
-    """Delete the streams of one lesson, or of all, as if nobody had run them. The cluster stays
-    up."""
-    from labkit.lesson.cleanup import wipe_accounts
-
+    """Delete the streams of one lesson, or of all lessons. The cluster stays up."""
     lessons = {topic: pid for topic, pid in lock.open_lessons().items() if lesson in (None, topic)}
     _ask_about_open_lessons("A reset deletes the streams that they work with.", lessons, yes)
-    said = asyncio.run(wipe_accounts([lesson] if lesson else nodes.accounts()))
+    said = asyncio.run(cleanup.wipe_accounts([lesson] if lesson else nodes.accounts()))
     console.print(f"{said} ({lifecycle.place()})")
 
 
 @app.command()
+def progress():
+    """Show which exercises of the course are passed, with tries and hints."""
+    from labkit.lesson import progress
+
+    table = progress.table()
+    console.print(table.to_string(index=False))
+    console.print(f"kept in {paths.home() / 'progress'}")
+    passed = (table["state"] == "passed").sum()
+    console.print(f"{passed} of {len(table)} exercises passed")
+
+
+@app.command()
 def doctor():
-    """Check everything that the lab needs; say how to mend what is wrong (exit code 1 if something
-    is)."""
+    """Check what the lab needs, and say how to fix it (exit code 1 if something is wrong)."""
     findings = doctors.examine()
     for finding in findings:
         mark, colour = doctors.MARK[finding.state]
@@ -176,10 +176,10 @@ def lab(
     browser: Annotated[bool, typer.Option(help="open a browser")] = True,
     port: Annotated[
         int,
-        typer.Option(min=1, max=65535, help="JupyterLab's port (the next free one if it is taken)"),
+        typer.Option(min=1, max=65535, help="JupyterLab's port (if taken, the next free one)"),
     ] = 8888,
 ):
-    """Start the cluster and JupyterLab at the first lesson. Further options go to JupyterLab."""
+    """Start the cluster and open JupyterLab at the first lesson. Other options go to JupyterLab."""
     bad = [finding for finding in doctors.examine() if finding.state == "bad"]
     if bad:
         raise LabError("\n".join(f"{finding.text} {finding.fix}" for finding in bad))
@@ -196,27 +196,26 @@ def lab(
 
 
 def _become(command, env):
-    """Runs the command in place of this process: what ends this command, Ctrl-C or any signal, then
-    ends that program in its own way, and nothing is left. Windows knows no such thing; there it is
-    a child to wait for.
+    """Runs the command in place of this process: a signal that is sent to this command, Ctrl-C for
+    one, then reaches that program, and nothing is left behind. Windows cannot replace a process;
+    there the program is a child, and this process waits for it.
     """
     sys.stdout.flush()
     if sys.platform != "win32":
         os.execve(command[0], command, env)
     server = subprocess.Popen(command, env=env)
-    while True:
-        try:
-            raise typer.Exit(server.wait())
-        except (
-            KeyboardInterrupt
-        ):  # the console sends it to JupyterLab as well, which asks what to do
-            pass
+    while server.poll() is None:
+        # The console sends Ctrl-C to JupyterLab as well, which asks what to do.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
+    raise typer.Exit(server.returncode)
 
 
 @app.command()
 def execute(
-    notebooks: Annotated[
-        list[str] | None, typer.Argument(help="numbers or paths; all if none")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NOTEBOOKS", help="numbers or paths (default: all)"),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="write nothing; exit code 1 if something changed")
@@ -229,10 +228,10 @@ def execute(
     from labkit import notebooks
 
     with _spinner("executing notebooks"):
-        changed = notebooks.execute_all(
-            notebooks.find(notebooks or ()), check, refresh, console.print
-        )
-    raise typer.Exit(bool(check and changed))
+        chosen = notebooks.find(names or ())
+        changed = notebooks.execute_all(chosen, check, refresh, console.print)
+    if check and changed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -241,39 +240,49 @@ def experiment(
     repeats: Annotated[int | None, typer.Option(min=1, help="trials of each point")] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="name=value, of the notebook's parameters cell"),
+        typer.Option("--parameter", "-p", help="name=value; see the notebook's parameters cell"),
     ] = None,
-    out: Annotated[str | None, typer.Option(help="folder for notebook, rows and pictures")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="folder for notebook, rows and pictures (default: in work/)"),
+    ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="write the results into the notebook itself as well")
+        bool, typer.Option("--keep", help="also write the results into the notebook itself")
     ] = False,
 ):
-    """Run an experiment with other parameters. Stopped in the middle, the same command goes on."""
+    """Run an experiment with other parameters. If interrupted, run the command again to resume."""
     from labkit import notebooks
     from labkit.experiments import runner
 
-    values = dict(item.split("=", 1) for item in parameter or () if "=" in item)
-    if len(values) != len(parameter or ()):
-        raise LabError(
-            f"--parameter {' '.join(parameter)}; wanted: name=value, for example -p sizes=[128]"
-        )
-    values = {key: yaml.safe_load(value) for key, value in values.items()} | (
-        {"repeats": repeats} if repeats is not None else {}
-    )
-    out = out or str(paths.work() / notebooks.find([name])[0].stem)
+    values = _values(parameter or [])
+    if repeats is not None:
+        values["repeats"] = repeats
+    folder = out or paths.work() / notebooks.find([name])[0].stem
     with _spinner(f"running experiment {name}"):
-        left = runner.run(name, values, out, keep)
+        left = runner.run(name, values, folder, keep)
     for path in left:
         console.print(path)
 
 
+def _values(parameters):
+    """{name: value} of "name=value" texts, each value read as YAML. Raises LabError if one has no
+    "="."""
+    values = {}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals:
+            raise LabError(
+                f"--parameter {parameter}; wanted: name=value, for example -p sizes=[128]"
+            )
+        values[name] = yaml.safe_load(value)
+    return values
+
+
 def _in_plain_letters(error):
-    """What stands in for the letters that the output's encoding lacks (a handler of codec
+    """What is written instead of letters that the output's encoding lacks (a handler of codec
     errors)."""
-    return (
-        "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]),
-        error.end,
-    )
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter, "?") for letter in letters), error.end
 
 
 def main():

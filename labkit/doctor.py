@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import concurrent.futures
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -24,8 +25,9 @@ from labkit.errors import LabError
 from labkit.system import launching, ports
 
 MARK = {"good": ("✓ ok  ", "green"), "note": ("· note", "yellow"), "bad": ("✗ BAD ", "red")}
-# open files that a lesson with its workers wants of one process (lesson 08 takes about 100)
+# open files that one process needs in a lesson with workers ("Work queues" takes about 100)
 LEAST_FILES = 256
+OFFSETS = (0, 2000, 4000)  # of a node's ports, for clients, routes and monitoring
 
 
 @dataclass
@@ -43,24 +45,16 @@ def examine():
 
 
 def python():
-    yield Finding("good", f"Python {sys.version.split()[0]}")  # an older one does not come this far
+    # One that is too old has ended in labkit/__init__.py.
+    yield Finding("good", f"Python {sys.version.split()[0]}")
 
 
 def packages():
     wrong = []
-    for line in (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if "==" not in line:
-            continue
-        pin = Requirement(line.split(" #")[0].strip())
-        wanted = str(pin.specifier).removeprefix("==")
-        if pin.marker and not pin.marker.evaluate():
-            continue
-        try:
-            seen = importlib.metadata.version(pin.name)
-        except importlib.metadata.PackageNotFoundError:
-            seen = "not installed"
+    for name, wanted in _pins():
+        seen = _installed(name)
         if seen != wanted:
-            wrong.append(f"{pin.name} is {seen}, wanted {wanted}")
+            wrong.append(f"{name} is {seen}, wanted {wanted}")
     if wrong:
         yield Finding("bad", f"Packages: {'; '.join(wrong)}.", install_command())
     else:
@@ -71,12 +65,27 @@ def packages():
         )
 
 
+def _pins():
+    """(name, version) of each package that requirements.txt pins for this system."""
+    for line in (paths.PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if "==" not in line:
+            continue
+        pin = Requirement(line.split(" #")[0].strip())
+        if pin.marker is None or pin.marker.evaluate():
+            yield pin.name, str(pin.specifier).removeprefix("==")
+
+
+def _installed(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def install_command():
     """The command that installs the lab's packages into this environment, ready to be copied
-    (text)."""
-    labkit = str(
-        paths.PROJECT
-    )  # and with it all that requirements.txt pins; from whatever folder the command is run
+    (text). It works in any folder."""
+    labkit = str(paths.PROJECT)  # brings all that requirements.txt pins
     command = [sys.executable, "-m", "pip", "install", "-e", labkit]
     if not importlib.util.find_spec("pip"):  # an environment that uv made
         command = ["uv", "pip", "install", "--python", sys.executable, "-e", labkit]
@@ -86,20 +95,7 @@ def install_command():
 def installation():
     """Notebooks import the labkit that is installed, not the one in whose folder a command was
     started."""
-    find = (
-        "import importlib.util as u; found = u.find_spec('labkit'); print(ascii(found.origin) if"
-        " found else None)"
-    )
-    said = subprocess.run(
-        [sys.executable, "-P", "-c", find],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        cwd=Path(sys.prefix),
-    ).stdout.strip()
-    seen = Path(ast.literal_eval(said)).resolve().parents[1] if said not in ("", "None") else None
+    seen = _installed_labkit()
     if seen == paths.PROJECT:
         yield Finding("good", f"Notebooks use the labkit of this folder: {paths.PROJECT}")
     else:
@@ -109,6 +105,29 @@ def installation():
             f"This environment {where}. Wanted: {paths.PROJECT}. Was the folder moved or copied?",
             install_command(),
         )
+
+
+FIND = """
+import importlib.util
+found = importlib.util.find_spec("labkit")
+print(ascii(found.origin) if found else None)
+"""
+
+
+def _installed_labkit():
+    """The folder of the labkit that this environment imports (Path), or None."""
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", FIND],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        cwd=Path(sys.prefix),
+    ).stdout.strip()
+    if said in ("", "None"):
+        return None
+    return Path(ast.literal_eval(said)).resolve().parents[1]
 
 
 def files():
@@ -151,43 +170,44 @@ def localhost():
 def cluster_or_ports():
     cluster = asyncio.run(lifecycle.find())
     if cluster and cluster.backend == "attached":
-        return []  # the lab starts nothing, so it wants no port; see attached()
+        return  # the lab starts nothing, so it needs no port; see attached()
     if cluster:
-        return [Finding("good", f"The lab's cluster is up ({cluster.backend}): {cluster.shown}")]
-    first, running = nodes.first_port(), lifecycle.running_port()
+        yield Finding("good", f"The lab's cluster is up ({cluster.backend}): {cluster.shown}")
+        return
+    first = nodes.first_port()
+    running = lifecycle.running_port()
     if running not in (None, first):
-        return [
-            Finding(
-                "bad",
-                f"The cluster of this home is up on {lifecycle.place(running)}, and LABKIT_PORT"
-                f" asks for {first}.",
-                f"Set LABKIT_PORT={running}, or end it: python -m labkit down",
-            )
-        ]
-    ours = [process.pid for process in nodes.strays(paths.home())]
-    taken = {
-        port: who
-        for offset in (0, 2000, 4000)
-        for port in range(first + offset, first + offset + 3)
-        if (who := ports.holder(port)) and not any(f"(pid {pid})" in who for pid in ours)
-    }
-    if taken:
-        return [
-            Finding(
-                "bad",
-                f"Port {port} is held by {who}.",
-                "End that program, or use other ports: set the "
-                f"environment variable LABKIT_PORT={nodes.other_port()}",
-            )
-            for port, who in taken.items()
-        ]
-    return [
-        Finding(
-            "good",
-            f"Ports {first}–{first + 2}, {first + 2000}–{first + 2002} and "
-            f"{first + 4000}–{first + 4002} are free",
+        yield Finding(
+            "bad",
+            f"The cluster of this home is up on {lifecycle.place(running)}, and LABKIT_PORT asks"
+            f" for {first}.",
+            f"Set LABKIT_PORT={running}, or end it: python -m labkit down",
         )
-    ]
+        return
+    taken = _taken_ports(first)
+    for port, holder in taken.items():
+        yield Finding(
+            "bad",
+            f"Port {port} is held by {holder}.",
+            "End that program, or use other ports: set the "
+            f"environment variable LABKIT_PORT={nodes.other_port()}",
+        )
+    if not taken:
+        spans = [f"{first + offset}–{first + offset + 2}" for offset in OFFSETS]
+        yield Finding("good", f"Ports {spans[0]}, {spans[1]} and {spans[2]} are free")
+
+
+def _taken_ports(first):
+    """{port: who holds it} of the ports that the lab needs, but for those of its own nodes."""
+    ours = [f"(pid {process.pid})" for process in nodes.strays(paths.home())]
+    wanted = [first + offset + number for offset in OFFSETS for number in range(3)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # each look may take two seconds
+        holders = list(threads.map(ports.holder, wanted))
+    return {
+        port: holder
+        for port, holder in zip(wanted, holders)
+        if holder and not any(pid in holder for pid in ours)
+    }
 
 
 def disk():
@@ -197,7 +217,7 @@ def disk():
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
         yield Finding(
-            "bad", f"{place} may not be written to.", "Set LABKIT_HOME to a folder of yours"
+            "bad", f"You may not write to {place}.", "Set LABKIT_HOME to a folder of yours"
         )
     elif free < lifecycle.LEAST_ROOM:
         yield Finding(
@@ -211,17 +231,14 @@ def disk():
 
 
 def leftovers():
-    now = "To end and remove them: python -m labkit down"
+    down = "To end and remove them: python -m labkit down"
     running = nodes.strays(paths.home())
-    if (
-        running
-        and not asyncio.run(lifecycle.find())
-        and lifecycle.running_port() == nodes.first_port()
-    ):
+    is_here = lifecycle.running_port() == nodes.first_port()
+    if running and is_here and not asyncio.run(lifecycle.find()):
         yield Finding(
             "note",
             f"{len(running)} node(s) of an earlier run are still there: {_pids(running)}.",
-            f"The next start ends them or uses them. {now}",
+            f"The next start ends them or uses them. {down}",
         )
     processes, folders = launching.orphans()
     left = []
@@ -230,7 +247,7 @@ def leftovers():
     if folders:
         left.append(f"{len(folders)} folder(s) in {paths.home() / 'kernels'}")
     if left:
-        yield Finding("note", f"A kernel that was killed left {', and '.join(left)}.", now)
+        yield Finding("note", f"A kernel that was killed left {', and '.join(left)}.", down)
 
 
 def _pids(processes):
@@ -245,8 +262,9 @@ def docker():
     if not shutil.which("docker"):
         yield Finding("note", "Docker is not installed. The lab needs none.")
     elif not _docker_answers():
+        is_needed = os.environ.get("LABKIT_BACKEND") == "compose"
         yield Finding(
-            "bad" if os.environ.get("LABKIT_BACKEND") == "compose" else "note",
+            "bad" if is_needed else "note",
             "Docker is installed, but its daemon does not answer. The lab needs none.",
             "For the compose cluster, start it (Docker Desktop, or: sudo systemctl start docker)",
         )
@@ -266,12 +284,11 @@ def attached():
         return
     cluster = asyncio.run(lifecycle.find())
     try:
-        yield Finding(
-            "good",
-            f"NATS_URL answers: nats-server {asyncio.run(version(cluster))} at {cluster.shown}",
-        )
+        seen = asyncio.run(version(cluster))
     except LabError as error:
         yield Finding("bad", str(error))
+    else:
+        yield Finding("good", f"NATS_URL answers: nats-server {seen} at {cluster.shown}")
 
 
 async def version(cluster):

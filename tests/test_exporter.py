@@ -1,26 +1,22 @@
-"""Lesson 11's two programs while nodes die: no alert clears because nobody answers, and nothing
-ends that time mends. What is gone for good goes, and is told."""
+"""The two programs of the lesson "monitoring" while nodes die: no alert clears because nobody
+answers, and no trouble that passes ends a program. What is deleted goes, and a program says so."""
 
 import ast
 import asyncio
 import contextlib
 
-import nbformat
+import lessons
 import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from labkit import notebooks
 from labkit.cluster import nodes
 from labkit.errors import LabError
 from labkit.processes import workers
 from labkit.wire.record import Recorder
 from labkit.wire.samplers import regularly
 
-BOOK = {
-    cell["id"]: cell.source
-    for cell in nbformat.read(notebooks.FOLDER / "11_monitoring.ipynb", 4).cells
-}
+BOOK = lessons.sources("monitoring")
 SHOP = ("billing", "mail", "packer", "shipping")
 FACTS = [
     f"lesson_consumer_{fact}"
@@ -75,13 +71,10 @@ def scrape(port):
     except OSError:
         return None
     found = {}
-    for sample in (
-        sample
-        for family in families
-        for sample in family.samples
-        if family.name.startswith("lesson_")
-    ):
-        found.setdefault(sample.labels["consumer"], {})[sample.name] = sample.value
+    for family in families:
+        if family.name.startswith("lesson_"):
+            for sample in family.samples:
+                found.setdefault(sample.labels["consumer"], {})[sample.name] = sample.value
     return pd.DataFrame.from_dict(found, orient="index").sort_index()
 
 
@@ -90,15 +83,20 @@ class Watch:
     `billing`."""
 
     def __init__(self, port):
-        self.port, self.last, self.count, self.wrong = port, None, 0, None
+        self.port = port
+        self.last = None
+        self.count = 0
+        self.wrong = None  # what was wrong first
 
     async def look(self):
         self.last = await asyncio.to_thread(scrape, self.port)
         self.count += 1
-        if wrong := self.what_is_wrong():
-            self.wrong = self.wrong or f"scrape {self.count}: {wrong}"
+        wrong = self.what_is_wrong()
+        if wrong and not self.wrong:
+            self.wrong = f"scrape {self.count}: {wrong}"
 
     def what_is_wrong(self):
+        """What is wrong with the last scrape (text), or None."""
         if self.last is None:
             return "the exporter does not answer"
         if list(self.last.index) != list(SHOP):
@@ -107,6 +105,7 @@ class Watch:
             return f"numbers are missing: {self.last}"
         if "billing" not in self.last.query(rules()["NoWorker"]).index:
             return f"NoWorker has cleared at billing: {self.last}"
+        return None
 
     def old(self):
         """The consumers whose numbers are marked as old."""
@@ -156,9 +155,8 @@ async def test_while_a_leader_is_dead_alerts_hold_and_the_worker_goes_on(lab):
         await lab.until(lambda: watch.count > 3)
         assert watch.old() == []
         await lab.faults.kill("n3")
-        await lab.until(
-            lambda: "billing" in watch.old() and set(watch.old()) <= {"billing", "packer"}
-        )  # those that n3 led
+        led = {"billing", "packer"}  # by n3
+        await lab.until(lambda: "billing" in watch.old() and set(watch.old()) <= led)
         await lab.until(lambda: not watch.old(), timeout=30)
         await pack(lab, processor, 3)
         await lab.faults.heal()
@@ -173,9 +171,8 @@ async def test_without_a_quorum_numbers_stay_and_are_marked_as_old(lab):
     _, port = await start(lab, "exporter", stream="SHOP")
     async with watching(port) as watch:
         await lab.until(lambda: watch.count > 3)
-        await asyncio.gather(
-            lab.faults.kill("n1"), lab.faults.kill("n2")
-        )  # the node it is connected to, and the meta group's leader
+        # The node that the exporter is connected to, and the leader of the meta group.
+        await asyncio.gather(lab.faults.kill("n1"), lab.faults.kill("n2"))
         await lab.until(lambda: watch.old() == list(SHOP), timeout=30)
         await lab.faults.heal()
         await lab.until(lambda: not watch.old(), timeout=30)
@@ -217,9 +214,7 @@ async def test_what_is_deleted_goes_and_ends_its_worker(calm):
     assert exporter.alive
 
 
-async def test_a_connection_that_is_closed_for_good_ends_the_exporter(calm):
-    await stream(calm)
-    closing = """
+CLOSING = """
 import exporter
 async def work(nc, js, point, stream):
     async def close(event, **fields):
@@ -227,18 +222,16 @@ async def work(nc, js, point, stream):
         await nc.close()
     await exporter.work(nc, js, close, stream)
 """
-    worker, _ = await start(calm, "exporter", closing, stream="SHOP")
+
+
+async def test_a_connection_that_is_closed_for_good_ends_the_exporter(calm):
+    await stream(calm)
+    worker, _ = await start(calm, "exporter", CLOSING, stream="SHOP")
     with pytest.raises(LabError, match="ConnectionClosedError"):
         await worker.ended()
 
 
-async def test_a_message_whose_handler_times_out_comes_again_and_the_rest_of_its_batch_is_done(
-    calm,
-):
-    await stream(calm)
-    for number in range(10):
-        await calm.js.publish("shop.packer", b"%d" % number)
-    impatient = """
+IMPATIENT = """
 import asyncio, processor
 async def handle(msg):
     if msg.data == b"3" and msg.metadata.num_delivered == 1:
@@ -247,7 +240,15 @@ processor.handle = handle
 async def work(nc, js, point, **options):
     await processor.work(nc, js, point, **options)
 """
-    _, port = await start(calm, "processor", impatient, stream="SHOP", durable="packer")
+
+
+async def test_a_message_whose_handler_times_out_comes_again_and_the_rest_of_its_batch_is_done(
+    calm,
+):
+    await stream(calm)
+    for number in range(10):
+        await calm.js.publish("shop.packer", b"%d" % number)
+    _, port = await start(calm, "processor", IMPATIENT, stream="SHOP", durable="packer")
     await calm.until(lambda: scrape(port).loc["packer", "lesson_messages_done_total"] == 10)
 
     async def acked():

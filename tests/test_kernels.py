@@ -10,6 +10,7 @@ import nats
 import nbformat
 import psutil
 import pytest
+from kernels import kernel
 from nbclient import NotebookClient
 
 from labkit import paths
@@ -19,26 +20,15 @@ from labkit.waiting import until
 
 
 async def twice_in_one_kernel(path, folder):
-    book = nbformat.read(path, 4)
-    # another working directory than the notebook's own: labkit is installed, not found by its path
-    client = NotebookClient(
-        book,
-        timeout=300,
-        startup_timeout=180,
-        kernel_name="python3",
-        resources={"metadata": {"path": folder}},
-        extra_arguments=["--log-level=ERROR"],
-    )
-    async with client.async_setup_kernel():
+    """folder: another working directory than the notebook's own: labkit is installed, not found by
+    its path."""
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    async with kernel(folder, timeout=300) as (client, run):
         for _ in range(2):
-            for index, cell in enumerate(book.cells):
-                await client.async_execute_cell(cell, index)
-        stderr = [
-            o.text
-            for cell in book.cells
-            for o in cell.get("outputs", [])
-            if o.get("name") == "stderr"
-        ]
+            for cell in cells:
+                await run(cell.source)
+        outputs = [output for cell in client.nb.cells for output in cell.get("outputs", [])]
+        stderr = [output.text for output in outputs if output.get("name") == "stderr"]
         assert not stderr, (path.name, stderr)
 
 
@@ -108,9 +98,9 @@ async def test_where_valkey_cannot_be_had_its_lesson_says_so_and_nothing_fails(
 
 
 async def test_a_kernel_of_a_test_gets_ports_that_no_other_process_is_given():
-    client = NotebookClient(nbformat.v4.new_notebook(), timeout=60, kernel_name="python3")
-    async with client.async_setup_kernel():
-        assert len(client.km.ports) == 5 and all(9000 <= port < 10000 for port in client.km.ports)
+    async with kernel() as (client, _):
+        assert len(client.km.ports) == 5
+        assert all(9000 <= port < 10000 for port in client.km.ports)
 
 
 async def nothing_left(known):

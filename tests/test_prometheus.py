@@ -1,6 +1,5 @@
-"""A real Prometheus (Debian's package) scrapes what lesson 11 serves, and says what the broker
-says; the rules and the dashboard of the compose profile are read, and answered, by the same
-program."""
+"""A real Prometheus (Debian's package) scrapes what the lesson "monitoring" serves, and says what
+the broker says. It also reads the rules of the compose profile and answers its dashboard."""
 
 import asyncio
 import json
@@ -13,14 +12,23 @@ import pytest
 from test_dashboard import ALERTS, DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
 from test_exporter import BOOK, rules
 
-from labkit import Lab
+from labkit import Lab, LabError
 from labkit.processes import workers
 from labkit.processes.prometheus_server import prometheus
 from labkit.wire.record import Recorder
 from labkit.wire.samplers import regularly
 
 pytestmark = pytest.mark.prometheus
-FAST = "global: {scrape_interval: 100ms, evaluation_interval: 100ms}\nrule_files: [rules.yml]\n"
+FAST = """
+global: {scrape_interval: 100ms, evaluation_interval: 100ms}
+rule_files: [rules.yml]
+"""
+
+
+def scraping(job, targets, base=FAST):
+    """A prometheus.yml that scrapes these (list of {"targets": addresses, "labels": dict})."""
+    jobs = [{"job_name": job, "static_configs": targets}]
+    return f"{base}scrape_configs: {json.dumps(jobs)}\n"
 
 
 @pytest.fixture
@@ -34,6 +42,26 @@ async def value(server, expression):
     """The one value of a query; None while it has none."""
     found = (await server.api("query", query=expression))["result"]
     return float(found[0]["value"][1]) if len(found) == 1 else None
+
+
+async def test_one_that_does_not_start_is_said(lab):
+    with pytest.raises(
+        LabError, match=r"(?s)Prometheus ended \(\d\) before it was ready.*nonsense"
+    ):
+        await prometheus(lab, "nonsense: 7\n")
+
+
+async def firing(server):
+    """Labels of the alerts that fire now (list of dicts)."""
+    alerts = (await server.api("alerts"))["alerts"]
+    return [alert["labels"] for alert in alerts if alert["state"] == "firing"]
+
+
+async def take_one(lab, stream, durable):
+    """The next message of this consumer."""
+    sub = await lab.js.pull_subscribe_bind(durable, stream)
+    [msg] = await sub.fetch(1, timeout=5)
+    return msg
 
 
 async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_broker_says(lab):
@@ -52,21 +80,9 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
     await lab.worker("exporter.py", "exporter", log, stream="SHOP")
     await lab.until(lambda: log.count("serving") == 2, timeout=20)
     targets = [f"127.0.0.1:{event['port']}" for event in log.all("serving")]
-    server = await prometheus(
-        lab,
-        FAST + "scrape_configs: [{job_name: lesson, static_configs: [{targets:"
-        f" {json.dumps(targets)}}}]}}]\n",
-        json.dumps(
-            {
-                "groups": [
-                    {
-                        "name": "lesson",
-                        "rules": [{"alert": a, "expr": e} for a, e in rules().items()],
-                    }
-                ]
-            }
-        ),
-    )
+    alerts = [{"alert": name, "expr": expression} for name, expression in rules().items()]
+    groups = {"groups": [{"name": "lesson", "rules": alerts}]}
+    server = await prometheus(lab, scraping("lesson", [{"targets": targets}]), json.dumps(groups))
     assert server, "the program prometheus is not installed"
 
     for _ in range(7):
@@ -76,19 +92,17 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
     held = []
     for _ in range(2):
         await lab.js.publish("shop.shipping")
-        held += await (await lab.js.pull_subscribe_bind("shipping", "SHOP")).fetch(1, timeout=5)
+        held.append(await take_one(lab, "SHOP", "shipping"))
 
     async def agrees():
         for info in await lab.js.consumers_info("SHOP"):
             for fact in ("pending", "ack_pending", "waiting", "redelivered"):
-                if await value(
-                    server, f'lesson_consumer_{fact}{{consumer="{info.name}"}}'
-                ) != getattr(info, f"num_{fact}"):
+                seen = await value(server, f'lesson_consumer_{fact}{{consumer="{info.name}"}}')
+                if seen != getattr(info, f"num_{fact}"):
                     return False
-        return (
-            await value(server, "sum(up)") == 2
-            and await value(server, "lesson_messages_done_total") == 7
-        )
+        if await value(server, "sum(up)") != 2:
+            return False
+        return await value(server, "lesson_messages_done_total") == 7
 
     await lab.until(agrees, timeout=30)
     assert await value(server, 'lesson_consumer_pending{consumer="billing"}') == 5
@@ -99,15 +113,9 @@ async def test_a_real_prometheus_reads_the_lessons_workers_and_says_what_the_bro
 
     await lab.until(acked)
 
-    async def firing():
-        return {
-            (a["labels"]["alertname"], a["labels"]["consumer"])
-            for a in (await server.api("alerts"))["alerts"]
-            if a["state"] == "firing"
-        }
-
     async def both():
-        return await firing() == {("NoWorker", "billing"), ("WorkerStuck", "shipping")}
+        alerts = {(found["alertname"], found["consumer"]) for found in await firing(server)}
+        return alerts == {("NoWorker", "billing"), ("WorkerStuck", "shipping")}
 
     await lab.until(both, timeout=30)
 
@@ -229,24 +237,20 @@ async def test_every_panel_of_the_dashboard_is_answered_and_counts_once(lab, sta
     with pytest.raises(asyncio.TimeoutError):
         while True:
             [msg] = await sub.fetch(1, timeout=2)
-            await (
-                msg.nak() if msg.data == b"1" else msg.ack_sync()
-            )  # nak twice, which is all it may have
+            if msg.data == b"1":  # twice, which is all it may have
+                await msg.nak()
+            else:
+                await msg.ack_sync()
     for _ in range(3):
         await lab.js.publish("orders.new")
-    server = await prometheus(
-        lab,
-        FAST + "scrape_configs: [{job_name: nats, static_configs: [{targets:"
-        f" {json.dumps(stand_ins)}}}]}}]\n",
-    )
+    server = await prometheus(lab, scraping("nats", [{"targets": stand_ins}]))
     assert server, "the program prometheus is not installed"
 
-    async def counted():  # and without the label of the leader, three times
-        sums = [
-            await value(server, f"sum(jetstream_stream_total_messages{label})")
-            for label in ('{is_stream_leader="true"}', "")
-        ]
-        return sums == [13, 39]
+    async def counted():
+        metric = "jetstream_stream_total_messages"
+        once = await value(server, f'sum({metric}{{is_stream_leader="true"}})')
+        by_each_replica = await value(server, f"sum({metric})")
+        return (once, by_each_replica) == (13, 39)
 
     await lab.until(counted, timeout=30)
     panels = {
@@ -276,9 +280,8 @@ async def test_every_panel_of_the_dashboard_is_answered_and_counts_once(lab, sta
         await lab.until(so, timeout=30)
     for _, expression in expressions():  # those of the alerts too
         await server.api("query", query=expression.replace("$account", ".*"))
-    assert {"consumer_name": "worker"}.items() <= (
-        await server.api("query", query=dict(expressions())["GaveUp"])
-    )["result"][0]["metric"].items()
+    gave_up = (await server.api("query", query=dict(expressions())["GaveUp"]))["result"]
+    assert gave_up[0]["metric"]["consumer_name"] == "worker"
 
 
 async def slow_client(lab):
@@ -304,17 +307,10 @@ async def watched(lab, stand_ins, keep):
         {"targets": [address], "labels": {"node": node.name}}
         for address, node in zip(stand_ins, lab.cluster.nodes)
     ]
-    alerts = re.sub(
-        r"\bfor: \w+",
-        "for: 0s",
-        re.sub(r"keep_firing_for: \w+", f"keep_firing_for: {keep}", ALERTS),
-    )
-    server = await prometheus(
-        lab,
-        FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms")
-        + f"scrape_configs: [{{job_name: nats, static_configs: {json.dumps(targets)}}}]\n",
-        alerts,
-    )
+    alerts = re.sub(r"keep_firing_for: \w+", f"keep_firing_for: {keep}", ALERTS)
+    alerts = re.sub(r"\bfor: \w+", "for: 0s", alerts)
+    base = FAST.replace("evaluation_interval: 100ms", "evaluation_interval: 500ms")
+    server = await prometheus(lab, scraping("nats", targets, base), alerts)
     assert server, "the program prometheus is not installed"
     return server
 
@@ -326,25 +322,19 @@ async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a
     await lab.js.add_consumer("IDLE", durable_name="worker", ack_policy="explicit")
     await lab.settled("IDLE")
     await lab.faults.step_down("IDLE", "worker", to="n3")
-    server, seen = await watched(lab, stand_ins, keep="30s"), []
+    server = await watched(lab, stand_ins, keep="30s")
+    seen = []
 
     async def look():
-        alerts = [
-            alert["labels"]
-            for alert in (await server.api("alerts"))["alerts"]
-            if alert["state"] == "firing"
-        ]
+        alerts = await firing(server)
         seen.append(
             [labels["stream_name"] for labels in alerts if labels["alertname"] == "NoWorker"]
         )
 
     async def led_by():
         """The nodes that tell of the consumer as its leader, as Prometheus sees it."""
-        found = (
-            await server.api(
-                "query", query='jetstream_consumer_num_pending{is_consumer_leader="true"}'
-            )
-        )["result"]
+        query = 'jetstream_consumer_num_pending{is_consumer_leader="true"}'
+        found = (await server.api("query", query=query))["result"]
         return [series["metric"]["node"] for series in found]
 
     async def nobody():
@@ -365,9 +355,8 @@ async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a
     assert all(firing == ["IDLE"] for firing in seen[fired:]), (
         f"it has cleared, or is another one: {seen[fired:]}"
     )
-    await (await (await lab.js.pull_subscribe_bind("worker", "IDLE")).fetch(1, timeout=5))[
-        0
-    ].ack_sync()
+    msg = await take_one(lab, "IDLE", "worker")
+    await msg.ack_sync()
 
     async def clear():
         await look()
@@ -377,10 +366,10 @@ async def test_an_alert_holds_while_its_consumer_has_no_leader_and_clears_once_a
 
 
 async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, stand_ins):
-    js, consumer = lab.js, {"durable_name": "worker", "ack_policy": "explicit"}
+    js = lab.js
     for name, more in {"IDLE": {}, "STUCK": {}, "LOST": {"max_deliver": 2}}.items():
         await js.add_stream(name=name, subjects=[name.lower()], num_replicas=3)
-        await js.add_consumer(name, **consumer, **more)
+        await js.add_consumer(name, durable_name="worker", ack_policy="explicit", **more)
         await lab.settled(name)
     server = await watched(lab, stand_ins, keep="0s")
 
@@ -388,14 +377,9 @@ async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, 
         """Waits until just these fire: (alert, its stream or node), …"""
 
         async def so():
-            labels = [
-                a["labels"]
-                for a in (await server.api("alerts"))["alerts"]
-                if a["state"] == "firing"
-            ]
-            return {
-                (found["alertname"], found.get("stream_name") or found["node"]) for found in labels
-            } == set(wanted)
+            labels = await firing(server)
+            where = [found.get("stream_name") or found["node"] for found in labels]
+            return set(zip([found["alertname"] for found in labels], where)) == set(wanted)
 
         await lab.until(so, timeout=60)
 
@@ -406,11 +390,13 @@ async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, 
     await fires()
     await js.publish("idle")
     await fires(("NoWorker", "IDLE"))
-    await (await (await js.pull_subscribe_bind("worker", "IDLE")).fetch(1, timeout=5))[0].ack_sync()
+    msg = await take_one(lab, "IDLE", "worker")
+    await msg.ack_sync()
     await fires()
     for _ in range(1000):
         await lab.nc.publish("stuck")
-    stuck, held = await js.pull_subscribe_bind("worker", "STUCK"), []
+    stuck = await js.pull_subscribe_bind("worker", "STUCK")
+    held = []
     while len(held) < 1000:
         held += await stuck.fetch(1000 - len(held), timeout=10)
     await fires(("WorkerStuck", "STUCK"))
@@ -420,10 +406,9 @@ async def test_each_alert_of_the_compose_profile_fires_when_that_is_broken(lab, 
     await js.publish("lost")
     lost = await js.pull_subscribe_bind("worker", "LOST")
     with pytest.raises(asyncio.TimeoutError):
-        while True:
-            await (await lost.fetch(1, timeout=2))[
-                0
-            ].nak()  # twice is all it may have; the third request learns that
+        while True:  # twice is all it may have; the third request learns that
+            [msg] = await lost.fetch(1, timeout=2)
+            await msg.nak()
     await slow_client(lab)
     always = {("GaveUp", "LOST"), ("SlowConsumer", "n1")}  # these look back some minutes
     await fires(*always)

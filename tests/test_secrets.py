@@ -4,10 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
+import lessons
 import nbformat
 import pytest
 
-from labkit import Lab, LabError, notebooks
+from labkit import Lab, LabError
 from labkit.processes import workers
 from labkit.processes.programs import program
 
@@ -18,20 +19,28 @@ LOGINS = {
     "token": (SECRET, f"token: {SECRET}"),
 }
 CELLS = [
-    "repeats = 1\nout = ''",
-    (
-        "from labkit import Lab\n"
-        "from labkit.experiments import sweeps\n"
-        "lab = await Lab.open('checks')\n"
-        "print(lab.cluster, lab.about, lab)\n"
-        "lab.cluster"
-    ),
-    "print(lab.cluster.servers, lab.nc.connected_url, lab.nc.servers, lab.nc.discovered_servers)",
-    (
-        "async def trial(n):\n    raise OSError(lab.nc.connected_url.netloc)\npath = f'{out or"
-        " \".\"}/rows.csv'\nrows = await sweeps.sweep(trial, {'n': [1]}, repeats=repeats,"
-        " path=path, about=lab.about)\nrows.attrs"
-    ),
+    """
+repeats = 1
+out = "."
+""",
+    """
+from labkit import Lab
+from labkit.experiments import sweep
+lab = await Lab.open("checks")
+print(lab.cluster, lab.about, lab)
+lab.cluster
+""",
+    """
+print(lab.cluster.servers, lab.nc.connected_url, lab.nc.servers, lab.nc.discovered_servers)
+""",
+    """
+async def trial(n):
+    raise OSError(lab.nc.connected_url.netloc)
+
+path = f"{out}/rows.csv"
+rows = await sweep(trial, {"n": [1]}, repeats=repeats, path=path, about=lab.about)
+rows.attrs
+""",
     "await lab.close()",
 ]
 FAILS = """
@@ -59,28 +68,20 @@ def told(tmp_path, capfd):
     """Everything that was printed and written since, but for the server's own files (text)."""
 
     def everything(*said):
-        everywhere = [
+        paths = [
             Path(folder, name)
             for folder, _, names in os.walk(tmp_path)  # servers remove folders meanwhile
             for name in names
         ]
-        files = [
-            path
-            for path in everywhere
-            if path.is_file()
-            and not path.parent.name.startswith("server-")
-            and "store" not in path.parts
-        ]
-        return "\n".join(
-            [
-                *map(str, said),
-                *capfd.readouterr(),
-                *map(str, files),
-                *(path.read_bytes().decode(errors="replace") for path in files),
-            ]
-        )
+        files = [path for path in paths if path.is_file() and not _is_the_servers(path)]
+        contents = [path.read_bytes().decode(errors="replace") for path in files]
+        return "\n".join([*map(str, said), *capfd.readouterr(), *map(str, files), *contents])
 
     return everything
+
+
+def _is_the_servers(path):
+    return path.parent.name.startswith("server-") or "store" in path.parts
 
 
 def wrong(url):
@@ -89,13 +90,15 @@ def wrong(url):
 
 def tiny(folder, name, parameters=False):
     """A notebook that says whatever the lab tells of itself."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in CELLS])
+    cells = [nbformat.v4.new_code_cell(text.strip()) for text in CELLS]
+    book = nbformat.v4.new_notebook(cells=cells)
     book.metadata["kernelspec"] = {
         "name": "python3",
         "display_name": "Python 3",
         "language": "python",
     }
-    book.cells[0].metadata["tags"] = ["parameters"] * parameters
+    if parameters:
+        book.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(book, folder / name)
     return str(folder / name)
 
@@ -115,21 +118,19 @@ def test_nor_does_a_notebook_of_ones_own(url, command, told, tmp_path):
         command("experiment", tiny(tmp_path, "two.ipynb", True), "--out", str(tmp_path / "out")),
     ]
     assert [code for code, _ in said] == [0, 0], said
-    assert (
-        "lab open: checks on your own cluster" in (text := told(said))
-        and (tmp_path / "out" / "rows.csv").exists()
-    )
-    assert SECRET not in text
+    text = told(said)
+    assert "lab open: checks on your own cluster" in text and SECRET not in text
+    assert (tmp_path / "out" / "rows.csv").exists()
 
 
 @pytest.mark.parametrize("trouble", ["refused", "gone", "malformed"])
 def test_nor_when_nobody_gets_in(url, command, told, tmp_path, trouble, monkeypatch):
     url, process = url
-    monkeypatch.setenv(
-        "NATS_URL",
-        {"refused": wrong(url), "malformed": url.replace(SECRET, f"{SECRET}/x")}.get(trouble, url),
-    )
-    if trouble == "gone":
+    if trouble == "refused":
+        monkeypatch.setenv("NATS_URL", wrong(url))
+    elif trouble == "malformed":
+        monkeypatch.setenv("NATS_URL", url.replace(SECRET, f"{SECRET}/x"))
+    else:
         process.kill()
     said = [command("doctor"), command("execute", tiny(tmp_path, "one.ipynb"))]
     assert all(code == 1 and "No connection to nats://127.0.0.1" in text for code, text in said)
@@ -137,10 +138,11 @@ def test_nor_when_nobody_gets_in(url, command, told, tmp_path, trouble, monkeypa
 
 
 def test_nor_does_a_lesson(url, command, told, tmp_path):
-    shutil.copy(notebooks.find(["01"])[0], tmp_path / "lesson.ipynb")
+    shutil.copy(lessons.lesson("core_nats"), tmp_path / "lesson.ipynb")
     code, said = command("execute", "--refresh", str(tmp_path / "lesson.ipynb"))
     assert code == 0, said
-    assert "your own cluster (NATS_URL)" in (text := told(said)) and SECRET not in text
+    text = told(said)
+    assert "your own cluster (NATS_URL)" in text and SECRET not in text
 
 
 async def test_nor_do_workers(url, told):
@@ -180,7 +182,7 @@ async def test_nor_do_the_programs(url, told, file):
     running.stop()
     files = told(*(one.log() for one in (running, refused, malformed, lost)))
     lab._net.take()
-    await lab._leave()
+    await lab._end()
     assert SECRET not in files + told()
 
 
@@ -190,4 +192,5 @@ async def test_several_logins_stay_apart_and_are_not_shown(url, monkeypatch, tol
     lab = await Lab.open("checks")
     print(lab, lab.cluster, lab.cluster.shown)
     await lab.close()
-    assert "nats://127.0.0.1" in (text := told()) and SECRET not in text
+    text = told()
+    assert "nats://127.0.0.1" in text and SECRET not in text

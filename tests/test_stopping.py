@@ -10,14 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 from browsing import wait_until_it_answers
-from conftest import free_base
-from nbclient import NotebookClient
+from kernels import interrupt, kernel
 from nbclient.exceptions import CellExecutionError
 
+from conftest import free_base
 from labkit import Lab, paths
 from labkit.cluster import lifecycle, nodes
 from labkit.system import launching, ports, reaper
@@ -190,15 +189,8 @@ def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
 
 
 @posix
-async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
-    client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, kernel_name="python3")
-
-    async def run(source):
-        client.nb.cells.append(nbformat.v4.new_code_cell(source))
-        cell = await client.async_execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
-        return "".join(output.get("text", "") for output in cell.outputs)
-
-    async with client.async_setup_kernel():
+async def test_the_stop_button_ends_no_process_of_a_lesson(own):
+    async with kernel() as (client, run):
         await run(
             "from labkit import Lab, clinic\n"
             "from labkit.cluster.standalone import start_server\n"
@@ -212,27 +204,18 @@ async def test_the_stop_button_ends_no_process_of_a_lesson(own, tmp_path):
             "case = await clinic.open(lab, 'drill_gone_wrong')\n"
             "await lab.until(lambda: case.processes)"
         )
-        before = json.loads(
-            await run(
-                "import json\n"
-                "held, = launching._held.values()\n"
-                "print(json.dumps(sorted(p.pid for p in reaper.owned(str(held.folder)))))"
-            )
+        listed = await run(
+            "import json\n"
+            "held, = launching._held.values()\n"
+            "print(json.dumps(sorted(p.pid for p in reaper.owned(str(held.folder)))))"
         )
-        assert len(before) >= 3 + 1 + 2 + 1, (
-            "nodes and proxies, the server and the program, a node of the clinic"
-        )
-        busy = tmp_path / "busy"
-        cell = asyncio.create_task(
-            run(f"open({str(busy)!r}, 'w').close()\nimport time\ntime.sleep(60)")
-        )
-        while not busy.exists():
-            await asyncio.sleep(0.01)
-        kernel = client.km.provisioner.pid
-        assert os.getpgid(kernel) not in {os.getpgid(pid) for pid in before}
-        await client.km.interrupt_kernel()  # SIGINT to the kernel's process group
+        before = json.loads(listed)
+        # Three nodes, their proxies, the server and the program, a node of the clinic.
+        assert len(before) >= 3 + 1 + 2 + 1
+        kernel_of_client = client.km.provisioner.pid
+        assert os.getpgid(kernel_of_client) not in {os.getpgid(pid) for pid in before}
         with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
-            await cell
+            await interrupt(client, run, "import time\ntime.sleep(60)")
         assert alive(before) == before
         await run("await lab.close()")
         assert alive(before) == []

@@ -1,24 +1,21 @@
-"""The workers that lesson 08 and an exercise of lesson 13 hand to a reader: nodes die under them,
-their consumer is deleted, their own work times out."""
+"""The workers that the lesson "work queues" and an exercise on production settings hand to a
+reader: nodes die under them, their consumer is deleted, their own work times out."""
 
 import asyncio
 import sys
 
-import nbformat
+import lessons
 import pytest
 from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js.errors import ServerError
 
-from labkit import LabError, notebooks
+from labkit import LabError
 from labkit.exercises import production_settings
 from labkit.exercises.engine import run_source
 from labkit.processes import workers
 
-BOOK = {
-    cell["id"]: cell.source
-    for cell in nbformat.read(notebooks.FOLDER / "08_work_queues.ipynb", 4).cells
-}
+BOOK = lessons.sources("work_queues")
 OPTIONS = {
     "packer": {"stream": "ORDERS", "batch": 6, "job": 0.03},
     "steps": {"consumer": "workers"},
@@ -29,10 +26,10 @@ WORK = {
     "steps": 'asyncio.sleep(0.15 if "pack" in step else 0.03)',
     "goodbye": "asyncio.sleep(0.03)",
 }
-GOODBYE = (
-    production_settings.goodbye.source
-    + """
+# The solution takes other arguments than `work` of a worker does. This makes a worker of it.
+AROUND_GOODBYE = """
 
+import asyncio
 from nats.js.errors import NotFoundError
 leave = work
 
@@ -46,7 +43,7 @@ async def work(nc, js, point):
         assert nc.is_closed
         raise
 """
-)
+GOODBYE = production_settings.goodbye.solution_text() + AROUND_GOODBYE
 LATE = """
 
 async def late(calls=[]):
@@ -96,8 +93,8 @@ async def acked(lab, worker, number, timeout=60):
     await lab.until(so, timeout)
 
 
-# A worker's first node is n1: its own node dies too, or another one; or so many that nobody can
-# lead until one is back.
+# A worker is connected to n1. So its own node dies, or another one; or so many that nobody can lead
+# until one is back.
 @pytest.mark.parametrize(
     "dead", [["n1"], ["n3"], pytest.param(["n3", "n2"], marks=pytest.mark.soak)], ids="+".join
 )
@@ -110,7 +107,7 @@ async def test_it_lives_through_the_death_of_its_consumers_leader(lab, name, dea
     for node in dead:
         await lab.faults.kill(node)
     if len(dead) > 1:
-        # by all that are left: that no quorum is there takes them a while to see
+        # The nodes that are left need a while to see that there is no quorum.
         async def refused():
             try:
                 await lab.js.consumer_info("ORDERS", "workers")
@@ -158,16 +155,14 @@ async def test_it_ends_by_itself_and_says_why_when_its_consumer_is_gone(calm, na
         return (await calm.js.consumer_info("ORDERS", "workers")).num_waiting == 1
 
     await calm.until(asks)
-    await (
-        calm.js.delete_consumer("ORDERS", "workers")
-        if gone == "consumer"
-        else calm.js.delete_stream("ORDERS")
-    )
+    if gone == "consumer":
+        await calm.js.delete_consumer("ORDERS", "workers")
+    else:
+        await calm.js.delete_stream("ORDERS")
     with pytest.raises(LabError) as told:
         await worker.ended()
-    assert "NotFoundError" in str(told.value).splitlines()[-1] and f"'{gone} not found'" in str(
-        told.value
-    )
+    text = str(told.value)
+    assert "NotFoundError" in text.splitlines()[-1] and f"'{gone} not found'" in text
 
 
 @every
@@ -183,7 +178,7 @@ async def test_a_timeout_of_its_work_costs_one_message_a_second_delivery_and_the
 async def test_a_connection_that_is_closed_for_good_ends_them(calm):
     await start(calm, "packer")
     take = (await run_source(BOOK["packer"].partition("\n")[2]))["take"]
-    leave = (await run_source(production_settings.goodbye.source))["work"]
+    leave = production_settings.goodbye.answer
     for ask in (
         lambda client, sub: take(sub, 5),
         lambda client, sub: leave(client, sub, asyncio.Event(), None),

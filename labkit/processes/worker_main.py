@@ -1,7 +1,8 @@
 """The inside of a worker process (see workers.py): connects, and runs `work` of a module that
 stands in a notebook.
 
-It imports nothing of labkit, so that a worker starts as fast as nats-py does."""
+It imports nothing of labkit, so that a worker starts as fast as nats-py does.
+"""
 
 import _thread
 import asyncio
@@ -19,71 +20,87 @@ import nats
 
 
 async def main(order):
-    """order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and
-    pause_at ([event, count] or None) and options (keyword arguments for work)."""
+    """Runs the worker to its end.
+
+    order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and
+    pause_at ([event, count] or None) and options (keyword arguments for work).
+    """
+    nc = await connect(order)
+    point = make_point(nc, order)
+    try:
+        # The modules of one lesson may import each other.
+        sys.path.insert(0, os.path.dirname(order["module"]))
+        work = runpy.run_path(order["module"])["work"]
+        await point("ready")
+        await work(nc, nc.jetstream(), point, **order["options"])
+        await leave(nc)
+    except Exception:
+        last_words(order, entry(order, "failed", {"text": traceback.format_exc(limit=-3)}))
+        sys.exit(1)
+
+
+async def connect(order):
+    """Returns a connected client, once the notebook knows this process and this connection."""
 
     async def introduce():
-        """Tells the notebook which connection this is, whose streams are the lesson's, and which
-        process."""
+        """Tells the notebook which connection this is, so that streams made on it belong to the
+        lesson, and which process."""
         info = nc._server_info
-        who = info.get("server_name") or info.get("server_id"), nc.client_id, order["name"]
-        await nc.publish(
-            order["events"], json.dumps({"connection": who, "pid": os.getpid()}).encode()
-        )
+        server = info.get("server_name") or info.get("server_id")
+        told = {"connection": (server, nc.client_id, order["name"]), "pid": os.getpid()}
+        await nc.publish(order["events"], json.dumps(told).encode())
 
     nc = await nats.connect(name=order["name"], reconnected_cb=introduce, **order["login"])
     await introduce()
-    await (
-        nc.flush()
-    )  # before its last words, which take another way: who resumes it must know which process it is
+    # Last words take another connection. Whoever resumes this worker then has to know its process.
+    await nc.flush()
+    return nc
+
+
+def make_point(nc, order):
+    """Returns the function `point` that `work` gets."""
     passed = collections.Counter()
 
     async def point(event, **fields):
         """Tells the notebook's recorder that this worker is here now. If this is where it is to be
         killed or paused, it dies or stands still here."""
+        words = entry(order, event, fields)
         passed[event] += 1
-        entry = {"at": time.perf_counter(), "event": event, "worker": order["name"], **fields}
         here = [event, passed[event]]
-        if here in (order["kill_at"], order["pause_at"]):
-            last_words(order, entry)
-            kill() if here == order["kill_at"] else pause()
+        if here == order["kill_at"]:
+            last_words(order, words)
+            kill()
+        elif here == order["pause_at"]:
+            last_words(order, words)
+            pause()
         else:
-            await nc.publish(order["events"], json.dumps(entry).encode())
+            await nc.publish(order["events"], json.dumps(words).encode())
             await asyncio.sleep(0)  # nats-py's own task writes it out now
 
-    try:
-        sys.path.insert(
-            0, os.path.dirname(order["module"])
-        )  # the modules of one lesson may import each other
-        work = runpy.run_path(order["module"])["work"]
-        await point("ready")
-        await work(nc, nc.jetstream(), point, **order["options"])
-        for sub in list(nc._subs.values()):
-            if (
-                not sub._cb
-            ):  # nobody reads it any more, and drain would wait for that (drain_timeout, 30 s)
-                await sub.unsubscribe()
-        await nc.drain()
-    except Exception:
-        last_words(
-            order,
-            {
-                "at": time.perf_counter(),
-                "event": "failed",
-                "worker": order["name"],
-                "text": traceback.format_exc(limit=-3),
-            },
-        )
-        sys.exit(1)
+    return point
 
 
-def last_words(order, entry):
-    """Returns when the notebook has noted this. They travel on a connection of their own while the
-    worker's event loop stands still: what it had not yet sent, an ack say, dies with it."""
+def entry(order, event, fields):
+    """An event of this worker, now (dict)."""
+    return {"at": time.perf_counter(), "event": event, "worker": order["name"], **fields}
+
+
+async def leave(nc):
+    """Drains and closes the client."""
+    for sub in list(nc._subs.values()):
+        if not sub._cb:  # nobody reads it any more, and drain would wait for that (30 s)
+            await sub.unsubscribe()
+    await nc.drain()
+
+
+def last_words(order, words):
+    """Returns when the notebook has noted these words (dict). They travel on a connection of their
+    own while the worker's event loop stands still: what it had not yet sent, an ack say, dies with
+    it."""
 
     async def say():
         nc = await nats.connect(name=order["name"], **order["login"])
-        await nc.request(order["events"], json.dumps(entry).encode(), timeout=10)
+        await nc.request(order["events"], json.dumps(words).encode(), timeout=10)
         await nc.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(say()))
@@ -110,9 +127,8 @@ def pause():
 def listen_to_the_parent():
     """The notebook holds the other end of stdin: when it is gone, so is this process, whatever it
     is doing. A word from there is SIGTERM for Windows, which has none."""
-    while os.read(
-        0, 1024
-    ):  # not sys.stdin: a thread that waits there aborts the interpreter's end (SIGABRT)
+    # os.read, not sys.stdin: a thread that waits there aborts the interpreter's end (SIGABRT).
+    while os.read(0, 1024):
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             break
         _thread.interrupt_main(signal.SIGTERM)
@@ -120,6 +136,6 @@ def listen_to_the_parent():
 
 
 if __name__ == "__main__":
-    order = json.loads(sys.stdin.buffer.readline())
+    given = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=listen_to_the_parent, daemon=True).start()
-    asyncio.run(main(order))
+    asyncio.run(main(given))
