@@ -1,4 +1,4 @@
-"""The storm of lesson 07 with other seeds. It runs the code that a reader sees, taken from the
+"""The storm of lesson 22 with other seeds. It runs the code that a reader sees, taken from the
 notebook."""
 
 import ast
@@ -10,7 +10,7 @@ import pytest
 from labkit import Lab, notebooks
 from labkit.processes import workers
 
-BOOK = nbformat.read(notebooks.FOLDER / "07_effects_once.ipynb", 4)
+BOOK = nbformat.read(notebooks.FOLDER / "22_effects_once.ipynb", 4)
 QUICK = (100, 10)  # orders, kills; the lesson has 300 and 22
 LONG = (300, 30)
 SEEDS = {1: QUICK, 2: LONG, 3: LONG, 4: LONG, 5: LONG}

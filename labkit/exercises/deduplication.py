@@ -1,4 +1,4 @@
-"""Exercises of lesson 06: a retry that is harmless, a window that covers it, a write that
+"""Exercises of lesson 15: a retry that is harmless, a window that covers it, a write that
 overwrites nobody."""
 
 import asyncio

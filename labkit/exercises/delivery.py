@@ -1,4 +1,4 @@
-"""Exercises of lesson 05: the right answer for each exception, a heartbeat, ack wait and batch."""
+"""Exercises of lesson 13: the right answer for each exception, a heartbeat, ack wait and batch."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Exercises of lesson 11: what a consumer has given up, and what is stored, counted once."""
+"""Exercises of lesson 40: what a consumer has given up, and what is stored, counted once."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Exercises of lesson 13: connect options for a service, a worker that outlives a leader and leaves
+"""Exercises of lesson 43: connect options for a service, a worker that outlives a leader and leaves
 nothing behind at its end."""
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Exercises of lesson 02: answering errors, and retrying what is safe."""
+"""Exercises of lesson 03: answering errors, and retrying what is safe."""
 
 import asyncio
 import contextlib

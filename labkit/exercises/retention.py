@@ -1,4 +1,4 @@
-"""Exercises of lesson 04: the newest of each, a work queue with owners, an interest stream that
+"""Exercises of lesson 12: the newest of each, a work queue with owners, an interest stream that
 loses nothing."""
 
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError

@@ -1,4 +1,4 @@
-"""Exercises of lesson 03: the newest of each subject, a fetch loop that lives on, one more subject
+"""Exercises of lesson 10: the newest of each subject, a fetch loop that lives on, one more subject
 for a stream."""
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Exercises of lesson 12: tell broken consumers apart, and say what became of a publish."""
+"""Exercises of lesson 44: tell broken consumers apart, and say what became of a publish."""
 
 from nats.js.errors import APIError, NoStreamResponseError
 

@@ -17,7 +17,7 @@ from labkit.pictures.style import (
 
 @styled
 def request_endings():
-    """Lesson 02: a request ends in a reply, in "nobody listens", or in silence."""
+    """Lesson 03: a request ends in a reply, in "nobody listens", or in silence."""
     figure, ax = canvas(8, 2.5, xlim=(-0.3, 12.9), ylim=(-0.4, 2.7))
     _dress(ax, "A request has three endings", ["requester", "server", "service"])
     ax.hlines([0, 1, 2], -0.3, 12.9, color=GRID, lw=6, zorder=0)
@@ -57,7 +57,7 @@ def request_endings():
 
 @styled
 def two_steps():
-    """Lesson 07: charge and marker are two steps; whichever comes first, a worker can die between
+    """Lesson 22: charge and marker are two steps; whichever comes first, a worker can die between
     them."""
     figure, ax = canvas(8, 2.6, xlim=(-0.1, 10.4), ylim=(-0.6, 2.75))
     names = ["charge, then mark", "mark, then charge", "both at once"]
@@ -109,7 +109,7 @@ PLACES = [  # on the way of a message, and the settings that matter there
 
 @styled
 def settings_on_the_way():
-    """Lesson 13: five places that a message passes, and the settings that decide what happens there
+    """Lesson 43: five places that a message passes, and the settings that decide what happens there
     when something breaks."""
     figure, ax = canvas(8, 2.2, xlim=(0.1, 9.8), ylim=(-1.5, 0.5))
     ax.set_title("Each place on the way breaks in its own manner, and has its own settings")
