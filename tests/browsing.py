@@ -9,7 +9,6 @@ import time
 import urllib.error
 
 from conftest import free_base
-
 from labkit.cluster import nodes
 
 READY = """() => { const w = window.jupyterapp?.shell?.currentWidget;

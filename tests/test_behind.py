@@ -16,11 +16,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import lessons
 import pytest
 import trustme
-from browsing import READY, assert_a_lesson_went_well, jupyterlab, run_all
 
+import lessons
+from browsing import READY, assert_a_lesson_went_well, jupyterlab, run_all
 from conftest import STRANGER, as_root, free_base, settle
 from labkit import jupyter_options, notebooks, paths
 from labkit.cluster import nodes

@@ -9,11 +9,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import lessons
 import nbformat
 import pytest
-from browsing import CELLS, READY, assert_a_lesson_went_well, jupyterlab, look, run_all
 
+import lessons
+from browsing import CELLS, READY, assert_a_lesson_went_well, jupyterlab, look, run_all
 from labkit import notebooks, paths
 from labkit.cluster import lifecycle
 

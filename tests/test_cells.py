@@ -4,15 +4,15 @@ named with the cell that makes it."""
 import re
 import sys
 
-import kernels
 import nbformat
 import psutil
 import pytest
-from lessons import lesson
 from nbclient.exceptions import CellExecutionError
 
+import kernels
 from labkit.lesson.missing_names import code_cells, names_made, where_made
 from labkit.waiting import until
+from lessons import lesson
 
 OPEN = "import asyncio\nfrom labkit import Lab\nlab = await Lab.open('checks')"
 FOREVER = """

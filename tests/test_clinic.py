@@ -5,8 +5,8 @@ import collections
 
 import pytest
 import pytest_asyncio
-import repairs
 
+import repairs
 from conftest import settle
 from labkit import Lab, LabError, clinic
 from labkit.cluster import streams

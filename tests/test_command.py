@@ -13,8 +13,8 @@ from importlib.metadata import version
 import nats
 import nbformat
 import pytest
-from browsing import answers, wait_until_it_answers
 
+from browsing import answers, wait_until_it_answers
 from conftest import free_base
 from labkit import LabError, doctor, notebooks, paths
 from labkit.cluster import lifecycle, nodes

@@ -8,10 +8,10 @@ import inspect
 import os
 import re
 
-import answers
 import nbformat
 import pytest
 
+import answers
 from labkit import Lab, LabError, notebooks
 from labkit.cluster.faults import is_consequence
 from labkit.exercises import engine
@@ -79,7 +79,7 @@ async def lab(shared, request):
     topic = request.node.callspec.params["topic"]
     lab = await Lab.open(topic, private=topic in PRIVATE)
     yield lab
-    await lab._leave()
+    await lab._end()
     left = [error for error in lab._net.take() if not (lab.faults.used and is_consequence(error))]
     assert not left, "an answer left an error behind in a callback or a task"
 
@@ -263,3 +263,34 @@ async def test_only_the_untouched_stub_is_not_attempted(source, expected):
 def test_nor_is_a_worker_whose_file_holds_only_the_stub(shared, body, expected):
     workers.write("checks", "mine.py", f"async def work(nc, js, point):\n    {body}\n")
     assert workers.is_stub("checks", "mine.py") is expected
+
+
+LIMIT = 3
+
+
+def twice(number):
+    return 2 * number
+
+
+@engine.exercise(hints=[])
+async def shown(lab, answer):
+    """Anything."""
+
+
+@shown.solved_by
+async def shown(js, number):
+    try:
+        await asyncio.sleep(twice(number) + LIMIT)
+        re = number  # a name of its own, like that of a module that is imported here
+    except LabError:
+        return None
+    return inspect.isfunction(js) and re
+
+
+def test_a_solution_is_shown_with_what_it_uses_and_nothing_else():
+    """Its source runs in a cell of its own."""
+    lines = shown.solution_text().splitlines()
+    assert lines[:3] == ["import asyncio", "import inspect", "from labkit.errors import LabError"]
+    assert "LIMIT = 3" in lines and "def twice(number):" in lines
+    assert "import re" not in lines and not any(line.startswith("@") for line in lines)
+    compile(shown.solution_text(), "cell", "exec")

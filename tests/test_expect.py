@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 
-import kernels
 import pytest
 from nbclient.exceptions import CellExecutionError
 
+import kernels
 from labkit import Lab, LabError, Recorder, paths
 
 lab = Lab()

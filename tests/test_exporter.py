@@ -5,11 +5,11 @@ import ast
 import asyncio
 import contextlib
 
-import lessons
 import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import lessons
 from labkit.cluster import nodes
 from labkit.errors import LabError
 from labkit.processes import workers

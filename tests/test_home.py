@@ -11,8 +11,8 @@ from pathlib import Path, PureWindowsPath
 
 import nbformat
 import pytest
-from conftest import STRANGER, as_root, free_base
 
+from conftest import STRANGER, as_root, free_base
 from labkit import notebooks, paths
 from labkit.cluster import lifecycle, nodes
 from labkit.system import ports

@@ -10,8 +10,8 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import tracked
 
+from conftest import tracked
 from labkit import paths
 
 PROJECT = paths.PROJECT

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browsing import wait_until_it_answers
 from packaging.version import Version
 
+from browsing import wait_until_it_answers
 from conftest import copy_project, free_base
 from labkit import paths
 

@@ -5,14 +5,14 @@ import asyncio
 import os
 import tempfile
 
-import lessons
 import nats
 import nbformat
 import psutil
 import pytest
-from kernels import kernel
 from nbclient import NotebookClient
 
+import lessons
+from kernels import kernel
 from labkit import paths
 from labkit.cluster import lifecycle, nodes, streams, tables
 from labkit.system import ports

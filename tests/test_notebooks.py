@@ -4,11 +4,11 @@ keeps."""
 import json
 import re
 
-import lessons
 import nbformat
 import pytest
-from conftest import tracked
 
+import lessons
+from conftest import tracked
 from labkit import notebooks, paths
 from labkit.cluster import nodes
 

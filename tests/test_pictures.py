@@ -8,16 +8,16 @@ import warnings
 import matplotlib
 import matplotlib.image
 import pytest
-from figures import FAULTS, bars, faults_not_seen, figure_of, marks, named_ticks, title, written
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from figures import FAULTS, bars, faults_not_seen, figure_of, marks, named_ticks, title, written
+from labkit import Recorder, pictures
+from labkit.clinic import tree
+from labkit.pictures import style
 from test_pictures_of_events import EXAMPLES as EVENTS
 from test_pictures_of_ideas import CLINIC
 from test_pictures_of_ideas import EXAMPLES as IDEAS
 from test_pictures_of_numbers import EXAMPLES as NUMBERS
-
-from labkit import Recorder, pictures
-from labkit.clinic import tree
-from labkit.pictures import style
 
 EXAMPLES = EVENTS | NUMBERS | IDEAS
 DRAWS = {name: draw for name, (draw, _) in (EXAMPLES | CLINIC).items()}

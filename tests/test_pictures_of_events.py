@@ -1,6 +1,7 @@
 """The pictures of what happened when: each is drawn from a few events, and shows them."""
 
 import pytest
+
 from figures import (
     GRID,
     INK,
@@ -24,7 +25,6 @@ from figures import (
     ticks,
     title,
 )
-
 from labkit import pictures
 from labkit.pictures import gantt
 from labkit.pictures.style import OUTCOME, SERIES

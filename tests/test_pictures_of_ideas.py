@@ -5,6 +5,7 @@ import itertools
 
 import pandas as pd
 import pytest
+
 from figures import (
     GRID,
     MUTED,
@@ -23,7 +24,6 @@ from figures import (
     ticks,
     title,
 )
-
 from labkit import pictures
 from labkit.clinic import CASES, tree
 from labkit.pictures.style import OUTCOME, SERIES, STATE

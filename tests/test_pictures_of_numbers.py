@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+
 from figures import (
     INK,
     MUTED,
@@ -21,7 +22,6 @@ from figures import (
     ticks,
     title,
 )
-
 from labkit import pictures
 from labkit.pictures import measurements
 from labkit.pictures.style import SERIES

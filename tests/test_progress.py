@@ -4,10 +4,10 @@ import json
 
 import pandas as pd
 import pytest
-from lessons import LESSONS, lesson
 
 from labkit import Lab, paths
 from labkit.lesson import progress
+from lessons import LESSONS, lesson
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from test_dashboard import ALERTS, DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
-from test_exporter import BOOK, rules
 
 from labkit import Lab, LabError
 from labkit.processes import workers
 from labkit.processes.prometheus_server import prometheus
 from labkit.wire.record import Recorder
 from labkit.wire.samplers import regularly
+from test_dashboard import ALERTS, DASHBOARD, HEALTHZ, MONITORING, expressions, flattened
+from test_exporter import BOOK, rules
 
 pytestmark = pytest.mark.prometheus
 FAST = """

@@ -4,10 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-import lessons
 import nbformat
 import pytest
 
+import lessons
 from labkit import Lab, LabError
 from labkit.processes import workers
 from labkit.processes.programs import program

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browsing import wait_until_it_answers
-from kernels import interrupt, kernel
 from nbclient.exceptions import CellExecutionError
 
+from browsing import wait_until_it_answers
 from conftest import free_base
+from kernels import interrupt, kernel
 from labkit import Lab, paths
 from labkit.cluster import lifecycle, nodes
 from labkit.system import launching, ports, reaper

@@ -4,12 +4,12 @@ reader: nodes die under them, their consumer is deleted, their own work times ou
 import asyncio
 import sys
 
-import lessons
 import pytest
 from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js.errors import ServerError
 
+import lessons
 from labkit import LabError
 from labkit.exercises import production_settings
 from labkit.exercises.engine import run_source

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 
-import lessons
 import nats
 import psutil
 import pytest
-from kernels import interrupt, kernel
 from nbclient.exceptions import CellExecutionError
 
+import lessons
+from kernels import interrupt, kernel
 from labkit import Lab, LabError, Recorder
 from labkit.processes import workers
 from labkit.waiting import until

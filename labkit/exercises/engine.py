@@ -161,7 +161,7 @@ class Exercise(Helped):
             self.report(self.name, event)
 
 
-def exercise(hints, limit=LIMIT, file=None, variable=None, **old):
+def exercise(hints, limit=LIMIT, file=None, variable=None):
     """Makes an Exercise of a check.
 
     limit: seconds that the check may take, where it must wait out an election, say. file: name of

@@ -1,0 +1,238 @@
+"""Answers to the exercises of effects_once."""
+
+import asyncio
+import collections
+import contextlib
+import json
+import sqlite3
+
+import nats
+
+from answers import answers_to
+
+right, wrong = answers_to("effects_once")
+
+
+async def orders_of(js, stream):
+    """Yields (message, order) for each message that the consumer `worker` hands out."""
+    sub = await js.pull_subscribe_bind("worker", stream)
+    while True:
+        try:
+            (msg,) = await sub.fetch(1, timeout=1)
+        except nats.errors.Error:
+            await asyncio.sleep(0.005)
+            continue
+        yield msg, json.loads(msg.data)
+
+
+async def ack(msg):
+    with contextlib.suppress(nats.errors.Error):
+        await msg.ack_sync(timeout=5)
+
+
+def charge(books, order):
+    books.execute("insert into charges values (?, ?)", (order["id"], order["amount"]))
+
+
+def mark(books, key):
+    """True if this marker is new."""
+    done = books.execute("insert into done values (?) on conflict do nothing", (key,))
+    return done.rowcount == 1
+
+
+def is_marked(books, key):
+    return books.execute("select 1 from done where order_id = ?", (key,)).fetchone()
+
+
+def charge_once(books, order):
+    with books:
+        if mark(books, order["id"]):
+            charge(books, order)
+
+
+@wrong("safe_worker", "whose worker was killed after the charge was charged 2 times; wanted: once")
+async def marker_after_the_charge(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        if not is_marked(books, order["id"]):
+            with books:
+                charge(books, order)
+            await point("charged", order=order["id"])
+            with books:
+                mark(books, order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "that the books refused once was charged 0 times; wanted: once")
+async def a_claim_before_the_charge(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        with books:
+            is_new = mark(books, order["id"])
+        if is_new:
+            with books:
+                charge(books, order)
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "that was published twice was charged 2 times; wanted: once")
+async def the_sequence_is_the_key(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        with books:
+            if mark(books, str(msg.metadata.sequence.stream)):
+                charge(books, order)
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "that two workers had at once, past ack wait, was charged 2 times")
+async def looks_before_the_transaction(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        if not is_marked(books, order["id"]):
+            with books:
+                charge(books, order)
+                mark(books, order["id"])
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "that the books refused once was charged 0 times")
+async def swallows_the_refusal(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        with contextlib.suppress(sqlite3.Error):
+            charge_once(books, order)
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "was charged 2 times; wanted: once")
+async def no_marker(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        with books:
+            charge(books, order)
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "unanswered; wanted: 0")
+async def never_acks(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for _, order in orders_of(js, stream):
+        charge_once(books, order)
+        await point("charged", order=order["id"])
+
+
+@wrong("safe_worker", 'never got to await point("charged"')
+async def no_point(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        charge_once(books, order)
+        await ack(msg)
+
+
+@wrong("safe_worker", "NameError: name 'jason' is not defined")
+async def a_misspelt_module(nc, js, point, stream, db):
+    sub = await js.pull_subscribe_bind("worker", stream)
+    (msg,) = await sub.fetch(1, timeout=5)
+    order = jason.loads(msg.data)  # noqa: F821
+    charge_once(sqlite3.connect(db), order)
+    await point("charged", order=order["id"])
+    await ack(msg)
+
+
+@right("safe_worker")
+async def locks_then_looks_and_naks_a_refusal(nc, js, point, stream, db):
+    books = sqlite3.connect(db, isolation_level=None)
+    async for msg, order in orders_of(js, stream):
+        try:
+            books.execute("begin immediate")
+            if not is_marked(books, order["id"]):
+                mark(books, order["id"])
+                charge(books, order)
+            books.execute("commit")
+        except sqlite3.Error:
+            if books.in_transaction:
+                books.execute("rollback")
+            await msg.nak()
+        else:
+            await point("charged", order=order["id"])
+            await ack(msg)
+
+
+async def ids_in(js, stream):
+    """The id of each message of the stream, in its order (list)."""
+    found = []
+    seq = 0
+    with contextlib.suppress(nats.js.errors.NotFoundError):  # the end
+        while True:
+            msg = await js.get_msg(stream, seq + 1, subject=">", next=True)
+            found.append(json.loads(msg.data)["id"])
+            seq = msg.seq
+    return found
+
+
+def charges_in(db):
+    """{id: how often it was charged} (Counter)."""
+    with contextlib.closing(sqlite3.connect(db)) as books:
+        rows = books.execute("select order_id from charges").fetchall()
+    return collections.Counter(order_id for (order_id,) in rows)
+
+
+def more_than_once(counts):
+    return sorted(order_id for order_id in counts if counts[order_id] > 1)
+
+
+@wrong("audits", "names an order twice")
+async def messages_are_orders(js, stream, db):
+    counts = charges_in(db)
+    lost = sorted(order_id for order_id in await ids_in(js, stream) if order_id not in counts)
+    return {"lost": lost, "twice": more_than_once(counts)}
+
+
+@wrong("audits", "lost: []; wanted: lost: ['o-3', 'o-8']")
+async def the_books_alone(js, stream, db):
+    return {"lost": [], "twice": more_than_once(charges_in(db))}
+
+
+@wrong("audits", "lost is 2; wanted: a list of ids")
+async def numbers_in_place_of_ids(js, stream, db):
+    counts = charges_in(db)
+    lost = set(await ids_in(js, stream)) - set(counts)
+    return {"lost": len(lost), "twice": len(more_than_once(counts))}
+
+
+@wrong("audits", "wanted: lost: ['o-3', 'o-8']")
+async def stops_at_a_gap(js, stream, db):
+    state = (await js.stream_info(stream)).state
+    ordered = set()
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        for seq in range(state.first_seq, state.last_seq + 1):
+            ordered.add(json.loads((await js.get_msg(stream, seq)).data)["id"])
+    counts = charges_in(db)
+    return {"lost": sorted(ordered - set(counts)), "twice": more_than_once(counts)}
+
+
+@wrong("audits", "twice: ['o-2', 'o-5']")
+async def a_retry_counts_as_charged_twice(js, stream, db):
+    counts = charges_in(db)
+    ordered = collections.Counter(await ids_in(js, stream))
+    lost = sorted(set(ordered) - set(counts))
+    twice = sorted(name for name in counts if counts[name] > 1 or ordered[name] > 1)
+    return {"lost": lost, "twice": twice}
+
+
+@right("audits")
+async def asks_for_the_next_message_and_counts_in_sql(js, stream, db):
+    ordered = await ids_in(js, stream)
+    with contextlib.closing(sqlite3.connect(db)) as books:
+        charged = [row[0] for row in books.execute("select distinct order_id from charges")]
+        twice = books.execute(
+            "select order_id from charges group by order_id having count(*) > 1 order by order_id"
+        ).fetchall()
+    lost = sorted(set(ordered).difference(charged))
+    return {"lost": lost, "twice": [order_id for (order_id,) in twice]}
