@@ -107,7 +107,7 @@ def _ask_about_open_lessons(what, lessons, yes):
 @app.command()
 def status():
     """Show the nodes of the cluster (exit code 1 if not all of them are up)."""
-    cluster = asyncio.run(lifecycle.find()) or lifecycle.part()
+    cluster = asyncio.run(lifecycle.find()) or lifecycle.find_partly_running()
     if not cluster:
         running = lifecycle.running_port()
         way_out = "Start one: python -m labkit up"

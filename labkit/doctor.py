@@ -199,7 +199,7 @@ def cluster_or_ports():
 
 def _taken_ports(first):
     """{port: who holds it} of the ports that the lab needs, but for those of its own nodes."""
-    ours = [f"(pid {process.pid})" for process in nodes.strays(paths.home())]
+    ours = [f"(pid {process.pid})" for process in nodes.processes_of_nodes(paths.home())]
     wanted = [first + offset + number for offset in OFFSETS for number in range(3)]
     with concurrent.futures.ThreadPoolExecutor() as threads:  # each look may take two seconds
         holders = list(threads.map(ports.holder, wanted))
@@ -232,7 +232,7 @@ def disk():
 
 def leftovers():
     down = "To end and remove them: python -m labkit down"
-    running = nodes.strays(paths.home())
+    running = nodes.processes_of_nodes(paths.home())
     is_here = lifecycle.running_port() == nodes.first_port()
     if running and is_here and not asyncio.run(lifecycle.find()):
         yield Finding(

@@ -183,7 +183,7 @@ def own(tmp_path, monkeypatch):
     settle(monkeypatch, folder, base)  # again: whatever the test has set, only this lab is ended
     lifecycle.end_embedded()
     launching.release()
-    assert not nodes.strays(folder)
+    assert not nodes.processes_of_nodes(folder)
     give_back(base)
 
 

@@ -363,7 +363,11 @@ async def test_an_older_server_on_the_port_is_named_with_its_version(own, server
     code, said = await asyncio.to_thread(labkit, "up")
     assert code == 1
     assert f"Port {nodes.first_port()} (wanted by n1) is held by nats-server {OLDER}" in said
-    assert f"(pid {process.pid})" in said and process.is_running() and not nodes.strays(own)
+    assert (
+        f"(pid {process.pid})" in said
+        and process.is_running()
+        and not nodes.processes_of_nodes(own)
+    )
 
 
 @pytest.mark.network

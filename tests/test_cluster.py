@@ -47,17 +47,17 @@ def test_kernels_that_start_at_once_get_one_cluster(own, python):
     kernels = [python(START) for _ in range(3)]
     answers = [kernel.communicate(timeout=150)[0] for kernel in kernels]
     assert len(set(answers)) == 1, answers
-    assert len(nodes.strays(own)) == 3
+    assert len(nodes.processes_of_nodes(own)) == 3
 
 
 def test_the_cluster_outlives_its_starter_and_down_leaves_nothing(own, labkit):
     before = set(own.parent.rglob("*"))
     assert labkit("up")[0] == 0
-    assert len(nodes.strays(own)) == 3
+    assert len(nodes.processes_of_nodes(own)) == 3
     assert labkit("status")[1].count(" up ") == 3
     code, said = labkit("down")
     assert code == 0 and "3 processes ended" in said
-    assert not nodes.strays(own)
+    assert not nodes.processes_of_nodes(own)
     assert not list(own.glob("run-*"))
     assert {path for path in own.parent.rglob("*") if own not in path.parents} - before == {own}
     assert labkit("status")[0] == 1
@@ -72,11 +72,11 @@ async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
 
 async def test_nodes_of_a_lost_state_file_are_found_by_their_store_and_ended(own):
     await lifecycle.find_or_start()
-    old = {process.pid for process in nodes.strays(own)}
+    old = {process.pid for process in nodes.processes_of_nodes(own)}
     half = '[{"name": "n1", "po'  # as from a run that was killed while it wrote
     (own / "cluster.json").write_text(half, encoding="utf-8")
     await lifecycle.find_or_start()
-    now = {process.pid for process in nodes.strays(own)}
+    now = {process.pid for process in nodes.processes_of_nodes(own)}
     assert len(now) == 3 and not now & old
 
 
@@ -115,7 +115,7 @@ async def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started(own,
     assert f"Port {nodes.first_port() + 1} (wanted by n2)" in said
     assert f"nats-server (pid {process.pid})" in said
     assert "LABKIT_PORT=" in said and "NATS_URL=" in said
-    assert not nodes.strays(own)
+    assert not nodes.processes_of_nodes(own)
 
 
 async def test_a_port_taken_by_a_program_that_is_no_nats_server_is_named_with_it(own):
@@ -137,7 +137,7 @@ async def test_a_node_that_dies_while_it_starts_is_reported_at_once_and_the_othe
     monkeypatch.setattr(nodes, "CONFIG", broken)
     with pytest.raises(LabError, match="^n[123] ended while it started.*no_such_option"):
         await lifecycle.find_or_start()
-    assert not nodes.strays(own)
+    assert not nodes.processes_of_nodes(own)
 
 
 @pytest.mark.skipif(
@@ -176,12 +176,12 @@ def test_the_next_start_removes_the_data_of_a_killed_run(own, python, command):
     starter = python(START + "import time\ntime.sleep(60)\n")
     assert starter.stdout.readline().startswith("[")
     starter.kill()
-    for process in nodes.strays(own):
+    for process in nodes.processes_of_nodes(own):
         process.kill()
-    psutil.wait_procs(nodes.strays(own), timeout=3)
+    psutil.wait_procs(nodes.processes_of_nodes(own), timeout=3)
     code, said = command("up")
     assert code == 0, said
-    assert len(list(own.glob("run-*"))) == 1 and len(nodes.strays(own)) == 3
+    assert len(list(own.glob("run-*"))) == 1 and len(nodes.processes_of_nodes(own)) == 3
 
 
 async def test_a_node_is_known_before_the_system_shows_its_environment(own, monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 import nats
 import pytest
 
-from labkit import Lab, LabError, notebooks, paths
+import lessons
+from labkit import Lab, LabError, paths
 from labkit.cluster import containers, lifecycle, nodes, tables
 
 pytestmark = [
@@ -19,9 +20,9 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="a shell makes the image"),
 ]
 HERE = Path(__file__).parent / "compose"
-LESSONS = [path for path in notebooks.find() if path.name < "90"]
+LESSONS = [path for path in lessons.LESSONS if not lessons.is_experiment(path)]
 # These break nodes: here, the containers themselves.
-BREAKING = [path for path in LESSONS if "private=True" in path.read_text(encoding="utf-8")]
+BREAKING = [path for path in LESSONS if lessons.breaks_nodes(path)]
 
 
 def docker(*arguments):

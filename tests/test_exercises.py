@@ -12,15 +12,16 @@ import nbformat
 import pytest
 
 import answers
-from labkit import Lab, LabError, notebooks
+import lessons
+from labkit import Lab, LabError
 from labkit.cluster.faults import is_consequence
 from labkit.exercises import engine
 from labkit.processes import workers
 
 BOOKS = {
-    path.stem[3:]: nbformat.read(path, 4)
-    for path in notebooks.find()
-    if not path.name.startswith("9")
+    lessons.topic(path): nbformat.read(path, 4)
+    for path in lessons.LESSONS
+    if not lessons.is_experiment(path)
 }
 TABLE = inspect.cleandoc("""
     # Exercise × answers

@@ -219,7 +219,9 @@ def test_a_home_that_another_user_left_is_said_with_its_owner(own, labkit, verb)
 def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, command, tmp_path):
     assert command("up")[0] == 0
     code, said = another_user(sys.executable, "-m", "labkit", "down")
-    assert code == 1 and "belongs to the user root" in said and len(nodes.strays(own)) == 3
+    assert (
+        code == 1 and "belongs to the user root" in said and len(nodes.processes_of_nodes(own)) == 3
+    )
     elsewhere = Path(f"/var/tmp/command-another-user-{os.getpid()}")
     elsewhere.mkdir()
     os.chown(elsewhere, 54321, 54321)
@@ -245,7 +247,7 @@ def test_a_cluster_of_another_user_is_neither_used_nor_ended(own, command, tmp_p
         assert code == 0 and "3 processes ended" in said, said
     finally:
         shutil.rmtree(elsewhere)
-    assert len(nodes.strays(own)) == 3
+    assert len(nodes.processes_of_nodes(own)) == 3
 
 
 async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(
@@ -262,7 +264,9 @@ async def test_a_second_port_on_one_home_is_refused_and_the_first_cluster_stays(
             and f"LABKIT_PORT={nodes.first_port()} to use it" in said
         )
         assert "python -m labkit down" in said and "LABKIT_HOME" in said
-        assert sorted(process.pid for process in nodes.strays(own)) == sorted(pids), state
+        assert sorted(process.pid for process in nodes.processes_of_nodes(own)) == sorted(pids), (
+            state
+        )
         (own / "cluster.json").unlink(missing_ok=True)
     code, said = await asyncio.to_thread(command, "doctor", LABKIT_PORT=other)
     assert code == 1 and f"LABKIT_PORT={nodes.first_port()}" in said

@@ -154,7 +154,7 @@ def test_the_nightly_run_pins_the_newest_server_and_client(copy, anywhere):
         text = (copy / name).read_text(encoding="utf-8")
         text = re.sub(rf"({re.escape(before)})[\d.]+", rf"\g<1>{old}", text)
         (copy / name).write_text(text, encoding="utf-8")
-    said = run([sys.executable, "tests/newest.py"], copy, anywhere)
+    said = run([sys.executable, "tests/pin_newest.py"], copy, anywhere)
     server, client = re.fullmatch(r"nats-server (\S+), nats-py (\S+)\n", said).groups()
     required = (copy / "requirements.txt").read_text(encoding="utf-8")
     assert f"\nnats-server-bin=={server}\n" in required

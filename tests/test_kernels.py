@@ -56,12 +56,12 @@ async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, m
     cluster = await lifecycle.find_or_start()
     # Where the script of the first lesson looks. The lab itself is told to use its own cluster.
     monkeypatch.setenv("NATS_URL", cluster.servers[0])
-    before = {process.pid for process in nodes.strays(paths.home())}
+    before = {process.pid for process in nodes.processes_of_nodes(paths.home())}
     processes = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
     with tempfile.TemporaryDirectory() as folder:
         await asyncio.gather(*(twice_in_one_kernel(path, folder) for path in LIGHT))
         assert os.listdir(folder) == []
-    assert {process.pid for process in nodes.strays(paths.home())} == before
+    assert {process.pid for process in nodes.processes_of_nodes(paths.home())} == before
     assert await leftovers(cluster) == []
     await nothing_left(processes | before)
 
@@ -71,7 +71,7 @@ async def test_all_lessons_at_once_each_twice_in_one_kernel_leave_nothing(own, m
 async def test_a_lesson_with_processes_twice_in_one_kernel_leaves_nothing(own, path):
     cluster = await lifecycle.find_or_start()
     before = {process.pid for process in psutil.Process(os.getpid()).children(recursive=True)}
-    before |= {process.pid for process in nodes.strays(paths.home())}
+    before |= {process.pid for process in nodes.processes_of_nodes(paths.home())}
     with tempfile.TemporaryDirectory() as folder:
         await twice_in_one_kernel(path, folder)
         assert os.listdir(folder) == []

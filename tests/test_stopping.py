@@ -129,7 +129,7 @@ def test_on_a_terminal_down_asks(own, python, labkit, answer, code):
     os.write(outer, answer.encode())
     assert asked.wait(60) == code
     os.close(outer)
-    assert len(nodes.strays(own)) == (3 if code else 0)
+    assert len(nodes.processes_of_nodes(own)) == (3 if code else 0)
 
 
 def test_a_reset_asks_as_well_and_only_about_the_lessons_that_it_empties(own, python, command):
@@ -162,7 +162,7 @@ def test_down_beside_up_leaves_one_state_or_the_other(own, command):
         said = [process.communicate(timeout=120)[0].decode() for process in both]
         assert [process.returncode for process in both] == [0, 0], said
         cluster = asyncio.run(lifecycle.find())
-        assert len(nodes.strays(own)) == (3 if cluster else 0), said
+        assert len(nodes.processes_of_nodes(own)) == (3 if cluster else 0), said
         assert command("status")[0] == (0 if cluster else 1)
     command("down")
 
@@ -185,7 +185,7 @@ def test_what_ends_the_lab_command_ends_jupyterlab(own, number):
     finally:
         if ports.listens(port):
             os.killpg(lab.pid, signal.SIGKILL)
-    assert len(nodes.strays(own)) == 3, "the cluster stays up"
+    assert len(nodes.processes_of_nodes(own)) == 3, "the cluster stays up"
 
 
 @posix

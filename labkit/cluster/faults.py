@@ -15,7 +15,7 @@ import psutil
 
 from labkit.cluster import containers, raft
 from labkit.cluster.connection import close_client, connect
-from labkit.cluster.private import Private
+from labkit.cluster.private import PrivateCluster
 from labkit.cluster.readiness import can_create
 from labkit.errors import LabError, check_timeout, own_frames
 from labkit.system import launching, ports
@@ -162,7 +162,7 @@ class Faults:
         await self._silence_proxies()
 
     async def _silence_proxies(self):
-        if isinstance(self.lab.cluster, Private):
+        if isinstance(self.lab.cluster, PrivateCluster):
             # In a thread: the event loop serves the lesson's clients until the cut is made.
             await asyncio.to_thread(self.lab.cluster.route_proxies.silence, self.isolated)
 
@@ -261,7 +261,7 @@ class Faults:
 
     @property
     def _has_containers(self):
-        """True if the nodes are containers; else they are the processes of a Private cluster."""
+        """True if the nodes are containers; else they are processes of a PrivateCluster."""
         return self.lab.cluster.backend == "compose"
 
     def _refuse_attached(self):
@@ -272,7 +272,7 @@ class Faults:
                 f" with Lab.open({self.lab.topic!r}, private=True) for one of its own, or unset"
                 " NATS_URL."
             )
-        if cluster.backend == "embedded" and not isinstance(cluster, Private):
+        if cluster.backend == "embedded" and not isinstance(cluster, PrivateCluster):
             raise LabError(
                 "Other lessons use this cluster too. For faults, open one of your own: "
                 f"Lab.open({self.lab.topic!r}, private=True)"

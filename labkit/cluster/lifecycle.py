@@ -225,7 +225,7 @@ def _write_down(members):
 def _running():
     """Returns the processes of this home's shared nodes (list of psutil processes): those with a
     store in it, and those of a folder that has been moved since."""
-    found = {process.pid: process for process in nodes.strays(paths.home())}
+    found = {process.pid: process for process in nodes.processes_of_nodes(paths.home())}
     for node in written_down():
         process = node.process()
         if process:
@@ -264,7 +264,7 @@ async def find_embedded():
     return None
 
 
-def part():
+def find_partly_running():
     """Returns the embedded Cluster if at least one of its nodes runs, else None."""
     members = _members_on_these_ports()
     if any(node.process() for node in members):

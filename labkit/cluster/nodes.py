@@ -186,7 +186,7 @@ def store_of(process):
     return Path(unquoted(store)) if store.startswith('"') else None
 
 
-def strays(folder):
+def processes_of_nodes(folder):
     """Returns the processes of shared nodes of this home (list), whoever started them.
 
     Their stores are in run-*. Nodes of a private cluster do not count: they belong to a kernel."""

@@ -25,7 +25,7 @@ NOWHERE = "127.0.0.1:1"
 PROXY_OFFSET = 6000  # what to add to the client port of n1 for the first of six route proxies
 
 
-class Private(Cluster):
+class PrivateCluster(Cluster):
     """Three nodes whose routes run through proxies (see partition.py)."""
 
     def __init__(self, folder, first, sync):
@@ -62,7 +62,7 @@ class Private(Cluster):
 
 
 async def start(sync="2m"):
-    """Starts a Private cluster and waits until an R3 stream can be created (about a second).
+    """Starts a PrivateCluster and waits until an R3 stream can be created (about a second).
 
     sync: the nodes' sync_interval, such as "2m" (the server's own default) or "always". Raises
     LabError."""
@@ -76,7 +76,7 @@ async def start(sync="2m"):
 
 async def _start_once(sync):
     # On a real disk: a folder for temporary files may be in memory.
-    cluster = Private(launching.new_folder("private"), free_base(), sync)
+    cluster = PrivateCluster(launching.new_folder("private"), free_base(), sync)
     try:
         cluster.start_proxies()
         for node in cluster.nodes:
@@ -90,7 +90,7 @@ async def _start_once(sync):
 
 
 async def start_or_containers(say):
-    """Returns a Private cluster. If the lab runs in containers (they are up, or LABKIT_BACKEND is
+    """Returns a PrivateCluster. If the lab runs in containers (they are up, or LABKIT_BACKEND is
     "compose"), returns those. say: see lifecycle.find_or_start(). Raises LabError."""
     asked = os.environ.get("LABKIT_BACKEND", "")
     if asked in ("", "compose") and await find_compose():

@@ -14,8 +14,7 @@ from labkit.cluster.connection import close_client, connect
 from labkit.cockpit import panel
 from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
 from labkit.exercises.engine import book
-from labkit.lesson import banner, cells, claims, cleanup, progress
-from labkit.lesson.lock import claim
+from labkit.lesson import banner, cells, cleanup, expectations, lock, progress
 from labkit.processes import workers
 from labkit.system import interrupts
 from labkit.system.launching import new_folder
@@ -63,7 +62,7 @@ class Lab:
         if topic in _open:
             await _open[topic]._end()
         lab = cls(topic)
-        lab._lock = claim(topic)
+        lab._lock = lock.take(topic)
         try:
             await lab._start(private)
         except BaseException as error:
@@ -209,7 +208,7 @@ class Lab:
         If the condition is true, nothing happens. If not, it prints one line that says so: the
         reader may have changed something. Under the tests (LABKIT_STRICT=1) it raises LabError.
         Both show what the condition's names held; values: more to show, by name."""
-        claims.expect(text, condition, values, sys._getframe(1))
+        expectations.expect(text, condition, values, sys._getframe(1))
 
     async def wait_for_leader(self, stream=None, consumer=None, other_than=None, timeout=30):
         """Waits until the stream, its consumer, or (without arguments) the meta group has a leader,
@@ -343,7 +342,7 @@ class Lab:
     @property
     def _is_private(self):
         """True if the cluster is this lesson's alone, and ends with it."""
-        return isinstance(self.cluster, private.Private)
+        return isinstance(self.cluster, private.PrivateCluster)
 
     def __repr__(self):
         return f"<Lab {self.topic} on {self.cluster and self.cluster.backend}>"

