@@ -150,10 +150,10 @@ def own_frames(error):
     FrameSummary, the innermost last): those of labkit, Python and installed packages are left out.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if not _is_library(frame.filename)]
+    return [frame for frame in frames if not is_library(frame.filename)]
 
 
-def _is_library(filename):
+def is_library(filename):
     path = os.path.normcase(filename)
     if path.startswith(("<frozen", *LIBRARIES)):
         return True

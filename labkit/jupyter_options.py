@@ -13,9 +13,9 @@ ALIASES = {"ip": "ServerApp.ip", "notebook-dir": "ServerApp.root_dir"}
 
 
 def options(port, browser, given, say):
-    """The command line of JupyterLab (list of text): the lab's own options, without those that the
-    user gives as well, since JupyterLab takes each only once; then the user's. Calls `say` with a
-    line of text if learners work on copies, see folder().
+    """Returns the command line of JupyterLab (list of text). The lab's options first, then the
+    user's. A lab option that the user also gives is left out, since JupyterLab takes each only
+    once. Calls `say` with a line of text if learners work on copies, see folder().
     """
     long = [argument for argument in given if argument.startswith("--")]
     named = [argument.partition("=")[0].lstrip("-") for argument in long]

@@ -24,9 +24,10 @@ async def until(condition, timeout, describe=None, every=0.01):
     """Waits until condition() is true. Returns what it returned.
 
     condition: a function that returns a value or an awaitable. timeout: seconds, in all. every:
-    seconds between two calls. describe: what the error says was waited for. Without it, the source
-    of the condition and the values behind it; a text ("n1 to start") takes the place of the source;
-    a function (it may be async) returns everything, the values too.
+    seconds between two calls. describe: what the error says was waited for:
+        None: the source of the condition and the values behind it.
+        A text ("n1 to start"): stands in place of the source.
+        A function (it may be async): returns the whole description.
 
     Raises LabError when the time is up. An exception of the condition ends the wait at once.
     """
@@ -80,18 +81,18 @@ def what_it_saw(condition, value, frame=None, name=None):
         frame = _frame_of_another_call(condition)
     source, node = _source_of(code) if code else (None, None)
     seen = [
-        f"{expression} = {_short(found)}"
+        f"{expression} = {short(found)}"
         for expression, found in _values(condition, code, node, frame).items()
     ]
     if value is UNFINISHED:
         seen.append("it had not returned yet")
     elif value is not False or not seen:
-        seen.append(f"it returned {_short(value)}")
+        seen.append(f"it returned {short(value)}")
     below = ""
     if not name and isinstance(node, ast.Lambda):
         name = f"`{source}`"
     elif not name:
-        name = f"`{getattr(condition, '__name__', None) or _short(condition)}`"
+        name = f"`{getattr(condition, '__name__', None) or short(condition)}`"
         if source:
             below = f"\n\n{textwrap.indent(source, '    ')}"
     return f"{name}. Last seen: {', '.join(seen)}.{below}"
@@ -150,7 +151,8 @@ def _is_source_of(code, node):
 def _lies_within(code, body):
     """True if each instruction of the code comes from this piece of source. Positions tell apart
     two lambdas on one line."""
-    places = [place for place in code.co_positions() if place[3]]  # without: of no expression
+    # Instructions without a column belong to no expression.
+    places = [place for place in code.co_positions() if place[3]]
     first = body.lineno, body.col_offset
     last = body.end_lineno, body.end_col_offset
     return bool(places) and all(
@@ -171,7 +173,7 @@ def _values(condition, code, node, frame):
     if frame:
         scope |= frame.f_locals
     if node:
-        expressions = [*_compared_calls(node), *_names(node)]
+        expressions = [*_compared_calls(node), *names(node)]
     else:
         expressions = [*code.co_varnames, *code.co_freevars, *code.co_names]
     if frame and frame.f_code is not code:  # a lambda that calls an async def: what that one holds
@@ -180,7 +182,7 @@ def _values(condition, code, node, frame):
     for expression in expressions:
         with contextlib.suppress(Exception):  # a comprehension's variable, or one not set yet
             found[expression] = eval(expression, scope)
-    return {expression: value for expression, value in found.items() if _is_data(value)}
+    return {expression: value for expression, value in found.items() if is_data(value)}
 
 
 def _compared_calls(node):
@@ -199,7 +201,7 @@ def _compared_calls(node):
                 yield ast.unparse(operand)
 
 
-def _names(node):
+def names(node):
     """Yields the names that this piece of source reads, also dotted ones (`sub.delivered`). Of a
     call of a method, that is what the method belongs to."""
     if isinstance(node, ast.Name):
@@ -212,14 +214,14 @@ def _names(node):
         is_method = isinstance(node, ast.Call) and child is node.func
         if is_method and isinstance(child, ast.Attribute):
             child = child.value
-        yield from _names(child)
+        yield from names(child)
 
 
 def _is_dotted_name(text):
     return all(part.isidentifier() for part in text.split("."))
 
 
-def _is_data(value):
+def is_data(value):
     """True for data. False for functions, classes and modules, and for what only shows its address
     (`<object at 0x…>`)."""
     if inspect.iscoroutine(value):
@@ -230,7 +232,7 @@ def _is_data(value):
     return type(value).__repr__ is not object.__repr__
 
 
-def _short(value):
+def short(value):
     """Returns the value as one line of text, with its size; shortened if it is long."""
     text = " ".join(SHORT.repr(value).split())
     try:

@@ -39,8 +39,7 @@ CHROMIUM = [
     "--no-proxy-server",
     "--host-resolver-rules=MAP *.test 127.0.0.1",
 ]
-# Words before a command: who runs it has no rights of its own, and may read but not write what is
-# root's.
+# Command prefix: runs as an unprivileged user that can read root's files but not write them.
 STRANGER = [
     "setpriv",
     "--reuid=54321",
@@ -55,7 +54,7 @@ as_root = pytest.mark.skipif(
     reason="only root may become another user",
 )
 RUN_IF = {  # marker -> (environment variable that switches it on, what the test needs)
-    "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224"),
+    "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224 and 8222-8224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
     "house": ("LABKIT_TEST_HOUSE", "requirements-dev.txt"),
     "soak": ("LABKIT_TEST_SOAK", "ten minutes"),
@@ -199,7 +198,7 @@ def session_home(tmp_path_factory):
 
 @pytest.fixture
 def shared(session_home, monkeypatch):
-    """A lab that all tests share which break no node: its cluster stays up between them."""
+    """A lab shared by all tests that break no node: its cluster stays up between them."""
     settle(monkeypatch, *session_home)
     return session_home[0]
 
@@ -254,10 +253,11 @@ def copy_project(folder):
 
 
 def free_base():
-    """A client port whose nine ports are free, below those of private clusters (20000 and up). It
-    is bound later, so the tenth of each ten is taken at once, until give_back() or the end of this
-    process: another pytest that runs now draws other ports. There are two hundred such nines, and a
-    run of the tests wants about as many, one after the other."""
+    """A client port whose nine ports are free, below those of private clusters (20000 and up).
+
+    Ports are bound later. So base+9 of each block of ten is held now as a reservation, until
+    give_back() or the end of this process: another pytest that runs now draws other ports. There is
+    room for 200 blocks at a time; a run of the tests uses about as many, one after the other."""
     for base in random.sample(range(10000, 16000, 10), 600):
         tens = [base + offset for offset in (0, 2000, 4000)]
         if all(ports.is_free(ten + i) for ten in tens for i in range(3)) and take(
@@ -289,8 +289,8 @@ def give_back(base):
 def ports_for_kernels():
     """An endless round through ports that only this process gives to kernels. jupyter_client asks
     the system for five free ones, lets them go, and the kernel binds them up to a second later.
-    Each process of a run does so, and in one run of some twenty two of them met: "Address already
-    in use"."""
+    Each process of a run does so, and in about one run in twenty, two of them collided: "Address
+    already in use"."""
     base = next(base for base in range(9000, 10000, 50) if take([base + 49]))
     return itertools.cycle(range(base, base + 49))
 

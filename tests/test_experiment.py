@@ -90,6 +90,7 @@ def course(tmp_path, monkeypatch):
     folder = tmp_path / "the course"
     no_caches = shutil.ignore_patterns("__pycache__")
     shutil.copytree(paths.PROJECT / "labkit", folder / "labkit", ignore=no_caches)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns of another one
     monkeypatch.chdir(tmp_path)  # else the working directory would come first
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")

@@ -257,7 +257,6 @@ class Case(Helped):
             await delete_all(self.lab.nc, own)
 
     async def leave(self):
-        """As close(), when the lab closes: its cluster may be broken for good, and what it holds
-        goes with it."""
+        """Runs close() when the lab closes and ignores errors, because the cluster may be gone."""
         with contextlib.suppress(Exception):
             await self.close()

@@ -1,7 +1,7 @@
 """Faults, made on purpose: each is in place when its call returns, and `heal()` undoes them all.
 
 They work on a lesson's private cluster (processes) and on the compose cluster (containers), never
-on one of your own.
+on the cluster of NATS_URL.
 """
 
 import asyncio
@@ -34,8 +34,9 @@ UNAVAILABLE = 503  # code of "JetStream system temporarily unavailable": no lead
 
 
 def is_consequence(error):
-    """True if error_cb gets this error when a node goes away: no news after a fault. An error of
-    the reader's own code is always news, whatever its type: FileNotFoundError is an OSError too."""
+    """True if this error is what a client reports when a node goes away. After a fault that is
+    expected. An error of the reader's own code never is, whatever its type: FileNotFoundError is an
+    OSError too."""
     if own_frames(error):
         return False
     if "empty response from server" in str(error):  # of docker's proxy before a dead node
@@ -88,7 +89,8 @@ class Faults:
             raise LabError(
                 "Windows has no signal for lame duck mode. Use stop() here, or the compose cluster."
             )
-        self.lame_ducks.add(name)  # it answers for minutes, but takes part no more: heal() kills it
+        # It still answers for minutes but is no longer a cluster member, so heal() kills it.
+        self.lame_ducks.add(name)
         self._alive(node).send_signal(signal.SIGUSR2)
         await until(lambda: ports.is_free(node.port), 10, f"{name} to accept no new clients")
 
@@ -173,7 +175,7 @@ class Faults:
         to: the node that shall lead (default: any other; nothing happens if it leads already).
         timeout: seconds. Raises LabError when they are over, or if the server refuses.
 
-        Nobody answers a request that meets an election, so it is repeated. Under load, other nodes
+        A request sent during an election gets no answer, so it is repeated. Under load, other nodes
         may win the election before `to` does; then they are asked as well.
         """
         self._refuse_attached()
@@ -184,7 +186,9 @@ class Faults:
         async def new_leader():
             nonlocal first, asked
             leader = await raft.leader(self.lab.cluster, self.lab.topic, stream, consumer)
-            if not leader:  # an election: whoever wins it has promised nothing
+            if not leader:
+                # An election is running; ask its winner again, since only the old leader had agreed
+                # to step down.
                 asked = None
                 return None
             first = first or leader
@@ -274,7 +278,7 @@ class Faults:
             )
         if cluster.backend == "embedded" and not isinstance(cluster, PrivateCluster):
             raise LabError(
-                "Other lessons use this cluster too. For faults, open one of your own: "
+                "Other lessons use this cluster too. For faults, open a private cluster: "
                 f"Lab.open({self.lab.topic!r}, private=True)"
             )
 

@@ -67,8 +67,9 @@ class Cluster:
 def attached(urls):
     """Returns the Cluster of these URLs (text, as in NATS_URL).
 
-    A login in them becomes an option of the clients. So it holds also on servers that the cluster
-    announces, and is in no client's addresses. If there are several logins, each stays in its URL.
+    A login in them becomes an option of the clients. So clients also use it for servers that
+    the cluster announces, and it appears in no address. If there are several logins, each stays in
+    its URL.
     """
     urls = [url.strip() for url in urls.split(",")]
     logins = [login_in(url) for url in urls if login_in(url)]
@@ -249,7 +250,7 @@ async def is_well(node):
 
 
 def _members_on_these_ports():
-    """Returns the nodes that are written down, or [] if other ports are asked for than theirs."""
+    """Returns the nodes that are written down, or [] if LABKIT_PORT asks for other ports."""
     members = written_down()
     if members and members[0].port == nodes.first_port():
         return members

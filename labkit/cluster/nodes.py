@@ -212,8 +212,8 @@ def first_port_of(process):
 
 
 def other_port():
-    """Returns a client port for n1 to advise where that of first_port() is taken: all nine ports
-    are free, as far as that is possible."""
+    """Returns a client port to suggest when first_port() is taken. Its nine ports are free; if no
+    candidate is, returns 14222."""
     for first in range(14222, 20000, 1000):
         if first != first_port() and all(is_free(port) for port in ports_of_nodes(first)):
             return first

@@ -14,7 +14,7 @@ import sys
 
 
 class RouteProxies:
-    """The proxies of one cluster, as the notebook's side sees them. Start them before the nodes."""
+    """Controls the proxy process of one cluster from the notebook. Start it before the nodes."""
 
     def __init__(self, routes):
         """routes: {(node, other): (port to listen on, port of the other's routes)}. Raises OSError

@@ -22,6 +22,8 @@ from labkit.system import launching, ports
 
 # What a node tells the others about its routes: they must not find a way around the proxies.
 NOWHERE = "127.0.0.1:1"
+FIRST_PORTS = range(20000, 26000, 10)  # where the client port of n1 may lie
+PROXIES = 6  # one for each direction between two of the three nodes
 PROXY_OFFSET = 6000  # what to add to the client port of n1 for the first of six route proxies
 
 
@@ -105,11 +107,12 @@ def free_base():
 
     They lie below the ports that systems give to outgoing connections, so that a node that was
     killed gets its own back. Raises LabError if there is none."""
-    for first in random.sample(range(20000, 26000, 10), 600):
-        proxies = [first + PROXY_OFFSET + i for i in range(6)]
+    for first in random.sample(FIRST_PORTS, len(FIRST_PORTS)):
+        proxies = [first + PROXY_OFFSET + i for i in range(PROXIES)]
         if all(ports.is_free(port) for port in nodes.ports_of_nodes(first) + proxies):
             return first
+    highest = FIRST_PORTS[-1] + PROXY_OFFSET + PROXIES - 1
     raise LabError(
-        "No 15 free ports between 20000 and 32006 on 127.0.0.1 for a private cluster. "
-        "Look with: python -m labkit doctor"
+        f"No 15 free ports between {FIRST_PORTS[0]} and {highest} on 127.0.0.1 for a private"
+        " cluster. Look with: python -m labkit doctor"
     )

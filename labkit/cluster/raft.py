@@ -134,8 +134,8 @@ def _has_majority(known):
 def heard(peer):
     """True if the leader that tells of this replica has heard from it lately.
 
-    A replica that it has never heard from since its election has active 0 and is not current. It
-    may be dead for hours without being "offline"."""
+    If the leader has not heard from a replica since it was elected, that replica shows active 0 and
+    current false. It may be dead for hours without being "offline"."""
     if peer.get("offline") or peer.get("active", 0) >= SILENT:
         return False
     return peer["current"] or peer.get("active", 0) > 0

@@ -50,7 +50,8 @@ async def can_create(cluster, timeout=40):
             )
             await js.delete_stream("READY")
             return True
-        except (Error, TimeoutError) as error:  # if only the answer was lost: it is the same stream
+        except (Error, TimeoutError) as error:
+            # If only the answer was lost, the next try finds the same stream.
             last_seen = repr(error)
             return False
 
@@ -82,7 +83,7 @@ async def settled(client, stream, timeout=20):
     )
     for consumer in consumers:
         if not consumer.config.deliver_subject:  # it is a pull consumer
-            # Not a request that it understands: it answers, and delivers nothing.
+            # Malformed on purpose: the leader answers with an error and delivers nothing.
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
             await until_answered(
                 lambda: client.request(subject, b"{", timeout=0.25),
@@ -117,8 +118,8 @@ async def _list_consumers(js, stream, count):
 async def until_answered(ask, timeout, who):
     """Calls ask() (a coroutine function) until it is answered. Returns the answer.
 
-    Nobody answers a request that meets a change of leaders. timeout: seconds; raises LabError. who:
-    whose leader is asked, in words."""
+    A request sent during an election gets no answer. timeout: seconds; raises LabError. who: whose
+    leader is asked, in words."""
     answers = []
     last_seen = "no answer"
 

@@ -5,11 +5,11 @@ Right-click its output, choose "Create New View for Output", and go on with the 
 itself about twice a second until the lesson ends. It has no source of its own: what it shows is
 lab.nodes() and lab.replicas(), what it does is lab.faults.
 
-Where nobody looks, it must leave no trace. How does it know? From the protocol: a front end with a
-person runs cells with allow_stdin (it can be asked for input); programs that execute notebooks
-(nbval, nbclient, nbconvert, papermill) say that they will not answer. These get a plain picture,
-and ipywidgets is not even imported. For a person the output holds both, the widgets and the
-picture, so that a saved notebook shows the picture wherever no kernel runs, on GitHub for example.
+In unattended runs it shows a plain picture only, and ipywidgets is not even imported. It detects
+them by the field allow_stdin of the request that runs the cell: a front end with a person sets it
+to true, because it can ask for input; programs that execute notebooks (nbval, nbclient, nbconvert,
+papermill) set it to false. For a person the output holds both, the widgets and the picture, so that
+a saved notebook shows the picture wherever no kernel runs, on GitHub for example.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ def with_silent(nodes, replicas, before):
 
 @dataclasses.dataclass
 class Line:
-    """A line of the cockpit's log; a refused one is what went wrong."""
+    """A line of the cockpit's log. refused: the action failed; shown in bold."""
 
     text: str
     refused: bool = False

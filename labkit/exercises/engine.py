@@ -139,7 +139,8 @@ class Exercise(Helped):
                 " comes."
             )
         except Exception as error:
-            return f"Your code raised {type(error).__name__}: {error}{where(error)}."
+            words = f"{type(error).__name__}: {error}".rstrip(".")
+            return f"Your code raised {words}{where(error)}."
 
     def hint(self):
         """Prints the next hint; each one tells more."""

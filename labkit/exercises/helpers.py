@@ -10,16 +10,23 @@ from labkit.waiting import until
 
 
 def wants_function(answer, arguments, coroutine=True):
-    """Raises NotYet unless the answer is a function, of the right kind, that takes so many
-    arguments. arguments: their names, as text ("nc, stop")."""
+    """Raises NotYet unless the answer is a function, of the right kind, that takes these arguments.
+    arguments: as in a def, as text ("nc, stop", "servers, **options")."""
     wanted = f"{'async ' if coroutine else ''}def …({arguments})"
-    want(callable(answer), f"{answer!r} is a {type(answer).__name__}", f"a function, {wanted}")
-    kind = "an async function" if inspect.iscoroutinefunction(answer) else "no async function"
+    want(
+        callable(answer),
+        f"{answer!r} is not a function (its type: {type(answer).__name__})",
+        wanted,
+    )
+    kind = "an" if inspect.iscoroutinefunction(answer) else "not an"
     name = getattr(answer, "__name__", repr(answer))
-    want(inspect.iscoroutinefunction(answer) == coroutine, f"{name} is {kind}", wanted)
+    is_right = inspect.iscoroutinefunction(answer) == coroutine
+    want(is_right, f"{name} is {kind} async function", wanted)
     signature = inspect.signature(answer)
+    names = arguments.split(", ")
+    keywords = {name: None for name in names if name.startswith("**")}
     try:
-        signature.bind(*arguments.split(", "))
+        signature.bind(*(name for name in names if name not in keywords), **keywords)
     except TypeError:
         want(False, f"{name} takes {signature}", f"({arguments})")
 

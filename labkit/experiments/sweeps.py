@@ -1,6 +1,6 @@
-"""Experiments: an async function measured over a grid of parameters, in shuffled order, repeated,
-and never twice for nothing: each row is on disk before the next trial begins. Nothing here knows of
-NATS."""
+"""Experiments: an async function measured over a grid of parameters, in shuffled order, repeated.
+A finished trial is not repeated on resume: each row is on disk before the next trial begins.
+Nothing here knows of NATS."""
 
 import contextlib
 import csv
@@ -131,7 +131,7 @@ class _Table:
         if before == self._columns() and self.rows[-1] is row:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
                 file.write(self._csv([row], header=False))
-        else:  # it brings columns, as the first one does, or fills a gap
+        else:  # this row adds columns (the first row does) or belongs in the middle
             paths.write_whole(self.path, self._csv(self.rows))
 
     def frame(self):

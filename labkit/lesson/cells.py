@@ -29,7 +29,8 @@ from labkit.lesson.missing_names import MissingNames
 
 PATIENCE = 1  # seconds for a server to hear of an unsubscribe, and for a task to end
 TRIES = 3  # a task may swallow a cancel; then it is cancelled again
-BETWEEN = ("asyncio", "labkit.errors", __name__)  # modules between who wants a task and its factory
+# modules whose frames are skipped when looking for the code that created the task
+BETWEEN = ("asyncio", "labkit.errors", __name__)
 
 _running = contextvars.ContextVar("the cell that runs", default=None)
 _watch = None  # the Watch of this kernel
@@ -169,11 +170,11 @@ def _is_the_readers(coroutine, frame):
     """True if the reader's code asks for this task, or if it runs the reader's code. frame: of the
     code that called the task factory."""
     code = getattr(coroutine, "cr_code", None)
-    if code and not errors._is_library(code.co_filename):
+    if code and not errors.is_library(code.co_filename):
         return True
     while frame and frame.f_globals.get("__name__", "").startswith(BETWEEN):
         frame = frame.f_back
-    return frame is not None and not errors._is_library(frame.f_code.co_filename)
+    return frame is not None and not errors.is_library(frame.f_code.co_filename)
 
 
 def _is_internal(subscription):

@@ -33,10 +33,10 @@ class AccountStreams:
         self.lab = lab
 
     def watch(self, client):
-        """The streams that this client creates are the lesson's. Here all streams are."""
+        """Registers a client whose streams belong to the lesson. Nothing to do here: all do."""
 
     def count_in(self, who):
-        """The same for a connection of another process. who: as connection() returns it."""
+        """Registers another process's connection (a tuple as made by connection())."""
 
     async def clean(self):
         """Deletes what an earlier run left behind. Returns the number of streams deleted."""
@@ -213,7 +213,8 @@ class CreatedStreams(AccountStreams):
         name = answer["config"]["name"]
         when = _comparable(answer["created"])
         if name in self.before and when < _comparable(client["start"]):
-            return  # a single server also says "created" if it had the same stream already
+            # A server without a cluster reports did_create even for a stream that existed.
+            return
         maker = (client.get("server"), client.get("id"), client.get("name"))
         self.makers.setdefault((name, when), []).append(maker)
         self._write_down()

@@ -1,5 +1,6 @@
-"""`lab.expect`: what the text below a cell claims. It stands after the result, so that a reader who
-changed a number sees the result first, and then that the text describes the original."""
+"""`lab.expect`: checks what the text below the cell claims. Put it at the end of the cell, so that
+a reader who changed a number sees the result first, and then that the text describes the original.
+"""
 
 import ast
 import contextlib
@@ -28,7 +29,7 @@ def expect(text, condition, values, frame):
         return
     source, found = _behind(frame)
     seen = ", ".join(
-        f"{name} = {waiting._short(value)}" for name, value in {**found, **values}.items()
+        f"{name} = {waiting.short(value)}" for name, value in {**found, **values}.items()
     )
     seen = f" Seen: {seen}." if seen else ""
     if os.environ.get("LABKIT_STRICT") == "1":
@@ -70,10 +71,10 @@ def _values(condition, frame):
     calls."""
     calls = [ast.unparse(call) for call in ast.walk(condition) if _is_harmless(call)]
     found = {}
-    for text in [*calls, *waiting._names(condition)]:
+    for text in [*calls, *waiting.names(condition)]:
         with contextlib.suppress(Exception):  # the variable of a comprehension, say
             found[text] = eval(text, {**frame.f_globals, **frame.f_locals})
-    return {text: value for text, value in found.items() if waiting._is_data(value)}
+    return {text: value for text, value in found.items() if waiting.is_data(value)}
 
 
 def _is_harmless(node):

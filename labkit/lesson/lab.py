@@ -96,7 +96,7 @@ class Lab:
 
     @property
     def about(self):
-        """What a measurement should be read with: backend, number of nodes, versions of server and
+        """Facts to print beside a measurement: backend, number of nodes, versions of server and
         client (dict)."""
         return banner.about(self)
 
@@ -203,7 +203,7 @@ class Lab:
         return await until(condition, timeout)
 
     def expect(self, text, condition, **values):
-        """States what the text below this cell claims; it stands after what the cell shows.
+        """Checks what the text below the cell claims. Put it at the end of the cell.
 
         If the condition is true, nothing happens. If not, it prints one line that says so: the
         reader may have changed something. Under the tests (LABKIT_STRICT=1) it raises LabError.

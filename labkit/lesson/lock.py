@@ -1,5 +1,5 @@
-"""One kernel a lesson: two kernels in one account would read each other's messages, so the second
-one is refused."""
+"""Only one kernel may have a lesson open: two kernels in one account would read each other's
+messages, so the second one is refused."""
 
 import os
 

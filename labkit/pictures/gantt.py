@@ -93,8 +93,8 @@ def numbered(names):
 
 
 def bars_of(events):
-    """The deliveries as bars, in order of time. To a delivery belongs what the same worker did with
-    the same message, until that was out of its hands or the worker got it once more.
+    """The deliveries as bars, in order of time. An event belongs to the latest delivery of its
+    message to its worker, until that delivery ends.
 
     events: "delivered" and those of ENDING.
     """

@@ -73,7 +73,8 @@ def _launch(program, port, folder):
         "bind": "127.0.0.1",
         "save": "",
         "appendonly": "no",
-        # A title would be written over the environment, by which the process is recognized.
+        # Setting a process title overwrites the environment, by which the lab recognises its
+        # processes.
         "set-proc-title": "no",
     }
     command = [program]

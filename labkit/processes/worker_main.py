@@ -52,7 +52,8 @@ async def connect(order):
 
     nc = await nats.connect(name=order["name"], reconnected_cb=introduce, **order["login"])
     await introduce()
-    # Last words take another connection. Whoever resumes this worker then has to know its process.
+    # last_words() uses another connection, so make sure that the pid has been reported first:
+    # resume() needs it.
     await nc.flush()
     return nc
 
@@ -95,8 +96,8 @@ async def leave(nc):
 
 def last_words(order, words):
     """Returns when the notebook has noted these words (dict). They travel on a connection of their
-    own while the worker's event loop stands still: what it had not yet sent, an ack say, dies with
-    it."""
+    own while the worker's event loop stands still. Anything the worker has not sent yet (an ack,
+    for example) is lost with the worker."""
 
     async def say():
         nc = await nats.connect(name=order["name"], **order["login"])

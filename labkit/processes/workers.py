@@ -342,7 +342,8 @@ class Worker:
             return
         await flush(self._sub._conn)  # what the worker said before its end was on its way
         await asyncio.sleep(0.02)
-        if not self._sub._closed:  # by another who waits for its end, meanwhile
+        # Another caller of ended() may have closed it meanwhile.
+        if not self._sub._closed:
             await self._sub.unsubscribe()
 
     async def _close(self):

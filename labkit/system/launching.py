@@ -47,11 +47,11 @@ class OwnFolder:
 
 
 def launch(command, env=None, outlives=False, **options):
-    """Starts a detached process that ends with this one, at the latest. Returns its Popen.
+    """Starts a detached process that is killed when this process ends, unless `outlives`. Returns
+    its Popen.
 
-    env: its whole environment (default: that of this process). outlives: True if it may stay when
-    this process ends. options: those of subprocess.Popen. Raises LabError if the system refuses
-    (too many open files, say).
+    env: its whole environment (default: that of this process). options: those of subprocess.Popen.
+    Raises LabError if the system refuses (too many open files, say).
     """
     environment = dict(os.environ if env is None else env)
     environment.pop(OWNER, None)
@@ -221,7 +221,7 @@ def end_processes(processes, graceful=0):
     left = [process for process in processes if process]
     refused = []
     if graceful:
-        left = _send(psutil.Process.terminate, left, refused, graceful)
+        left = _send(_ask_to_end, left, refused, graceful)
     _send(psutil.Process.kill, left, refused, 5)
     _forget_ended_children()
     if refused:
@@ -229,14 +229,18 @@ def end_processes(processes, graceful=0):
         raise LabError(f"These processes belong to another user, who has to end them: {owners}.")
 
 
+def _ask_to_end(process):
+    process.resume()  # a paused process would not notice
+    process.terminate()
+
+
 def _send(signal, processes, refused, patience):
     """Sends a signal to these processes. Returns those that still run after `patience` seconds.
 
-    signal: a method of psutil.Process. Adds to the list `refused` those of another user."""
+    signal: a function of a psutil.Process. Adds to the list `refused` those of another user."""
     hit = []
     for process in processes:
         try:
-            process.resume()  # a paused process would not notice
             signal(process)
             hit.append(process)
         except psutil.NoSuchProcess:
@@ -248,7 +252,8 @@ def _send(signal, processes, refused, patience):
 
 
 def _forget_ended_children():
-    """Asks each child whether it has ended: none stays a zombie, and no pid means two processes."""
+    """Asks each child whether it has ended. This reaps zombies, and drops pids that the system may
+    reuse."""
     for pid, (child, _) in list(_children.items()):
         if child.poll() is not None:
             _children.pop(pid, None)

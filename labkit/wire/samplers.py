@@ -1,5 +1,4 @@
-"""What no message tells must be looked at again and again: the depth of a stream, the numbers of a
-consumer."""
+"""Polls what no message reports: the depth of a stream, the numbers of a consumer."""
 
 import asyncio
 import contextlib
