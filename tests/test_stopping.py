@@ -281,6 +281,39 @@ def test_a_process_that_got_the_pid_of_ours_is_neither_ours_nor_ended(own):
             process.wait()
 
 
+SAYS_THAT_IT_IS_ASKED = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / "asked").touch()))
+(folder / "ready").touch()
+while True:
+    time.sleep(0.01)
+"""
+
+
+@posix
+@pytest.mark.parametrize("graceful", [0, 10])
+def test_a_paused_process_is_killed_as_it_stands_or_asked_before_it_goes_on(
+    own, tmp_path, monkeypatch, graceful
+):
+    child = launching.launch([sys.executable, "-c", SAYS_THAT_IT_IS_ASKED, str(tmp_path)])
+    wait_for((tmp_path / "ready").exists)
+    process = psutil.Process(child.pid)
+    process.suspend()
+    wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+    resume, resumed = psutil.Process.resume, []
+
+    def noted(process):
+        resumed.append(process.pid)
+        resume(process)
+
+    monkeypatch.setattr(psutil.Process, "resume", noted)
+    launching.end_processes([process], graceful)
+    assert child.poll() is not None
+    assert resumed == ([child.pid] if graceful else [])
+    assert (tmp_path / "asked").exists() == bool(graceful)
+
+
 @posix
 def test_a_run_of_the_tests_that_is_killed_leaves_nothing(own, tmp_path):
     """Of the shared cluster too, which outlives whoever starts it otherwise, and in whatever

@@ -221,17 +221,13 @@ def end_processes(processes, graceful=0):
     left = [process for process in processes if process]
     refused = []
     if graceful:
-        left = _send(_ask_to_end, left, refused, graceful)
+        left = _send(psutil.Process.terminate, left, refused, 0)
+        left = _send(psutil.Process.resume, left, refused, graceful)  # a paused one hears it now
     _send(psutil.Process.kill, left, refused, 5)
     _forget_ended_children()
     if refused:
         owners = ", ".join(f"{process.pid} of {process.username()}" for process in refused)
         raise LabError(f"These processes belong to another user, who has to end them: {owners}.")
-
-
-def _ask_to_end(process):
-    process.resume()  # a paused process would not notice
-    process.terminate()
 
 
 def _send(signal, processes, refused, patience):
