@@ -181,20 +181,25 @@ class Shop(Case):
         """Waits until all that the shop sent has been handled and answered. Raises Unwell if it is
         not, or if an order was handled twice. start: number of the last order before the rush."""
         due = {number for number in self.accepted if self._is_due(number, start)}
+        unanswered = None  # not looked at while orders are still to be handled
 
         async def all_done():
-            return due <= set(self.handled) and not await self._unanswered()
+            nonlocal unanswered
+            if due <= set(self.handled):
+                unanswered = await self._unanswered()
+            return unanswered == 0
 
+        # What counts is what was seen when it came to rest: an order that was just being sold when
+        # the shop stopped may come through a moment later.
         await comes_true(all_done, self.patience)
         failed = [error for number, error in self.refused.items() if number > start]
         missing = sorted(due - set(self.handled))
         twice = self._handled_twice(start)
-        unanswered = await self._unanswered()
         again = [n for n, times in collections.Counter(self.tried).items() if times > 20]
         found = []
         if failed:
             found.append(f"{len(failed)} of {self.number - start} new orders failed: {failed[0]}")
-        if again and unanswered:
+        if again and unanswered != 0:
             found.append(
                 f"order {again[-1]} was handed out {self.tried.count(again[-1])} times, "
                 "and others wait behind it"

@@ -184,12 +184,18 @@ class CreatedStreams(AccountStreams):
         """The same as _new_streams(), once the server has said who created each of them. What it
         does not say in time (because this user may not hear it, for example) has no maker."""
 
-        async def all_makers_known():
-            return all(key in self.makers for key in (await self._new_streams(client)).items())
+        found = {}
 
-        with contextlib.suppress(LabError):
+        async def all_makers_known():
+            nonlocal found
+            found = await self._new_streams(client)
+            return all(key in self.makers for key in found.items())
+
+        try:
             await until(all_makers_known, MAKERS_PATIENCE)
-        return await self._new_streams(client)
+        except LabError:
+            found = await self._new_streams(client)  # or it raises what kept it from being known
+        return found
 
     async def _new_streams(self, client):
         """All streams that were created since the lesson opened ({name: when created})."""
@@ -346,10 +352,13 @@ async def connections_left(cluster, topic):
     of texts). A node lists a closed connection for a moment, so this waits for up to PATIENCE
     seconds."""
 
+    rows = []
+
     async def none():
-        return not await tables.connection_rows(cluster, topic)
+        nonlocal rows
+        rows = await tables.connection_rows(cluster, topic)
+        return not rows
 
     with contextlib.suppress(LabError):
         await until(none, PATIENCE)
-    rows = await tables.connection_rows(cluster, topic)
     return [f"connection {row['name'] or 'without a name'} to {row['node']}" for row in rows]
