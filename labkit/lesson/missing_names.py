@@ -6,12 +6,21 @@ import contextlib
 import json
 import os
 import re
-import symtable
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit import paths
 
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+# What has names of its own: they are not those of the cell.
+SCOPES = (
+    *DEFINITIONS,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
 LONGEST = 60  # characters of a line of code that are shown
 
 
@@ -122,14 +131,24 @@ def names_made(source):
     """The names that this source sets at its top level (set): by assignment, def, class, import,
     for, with. Empty if it is not Python."""
     try:
-        symbols = symtable.symtable(source, "cell", "exec").get_symbols()
-        nodes = ast.walk(ast.parse(source))
+        nodes = ast.parse(source).body
     except SyntaxError:
         return set()
-    made = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
-    return made - {
-        ast.unparse(node) for node in nodes if isinstance(getattr(node, "ctx", None), ast.Del)
-    }
+    made = set()
+    deleted = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, DEFINITIONS):
+            made.add(node.name)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del):
+            deleted.add(node.id)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made.add(node.id)
+        if not isinstance(node, SCOPES):
+            nodes.extend(ast.iter_child_nodes(node))
+    return made - deleted
 
 
 def _line(cell, name):
