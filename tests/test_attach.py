@@ -15,6 +15,7 @@ import pytest
 
 from labkit import Lab, LabError, Recorder, clinic, paths
 from labkit.cluster import lifecycle, nodes
+from labkit.lesson import cleanup
 from labkit.processes import workers
 
 
@@ -150,6 +151,25 @@ async def test_a_stream_that_was_made_just_before_the_end_goes(url, owner, capsy
         await lab.close()
         assert await streams(theirs) == set(), number
     assert capsys.readouterr().out.count("closed: nothing left behind\n") == 20
+
+
+async def test_also_one_that_the_meta_leader_does_not_list_yet(url, owner, monkeypatch):
+    theirs = await owner(url)
+    lab = await Lab.open("checks")
+    await lab.js.add_stream(name="GONE", subjects=["gone"])
+    await lab.js.delete_stream("GONE")
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
+    await lab.until(lambda: {name for name, _ in lab._cleanup.makers} == {"GONE", "ORDERS"})
+    await lab.until(lambda: [name for name, _ in lab._cleanup.deleted] == ["GONE"])
+    real, looks = cleanup.stream_names, []
+
+    async def late(client):
+        looks.append(client)
+        return await real(client) if len(looks) > 2 else set()
+
+    monkeypatch.setattr(cleanup, "stream_names", late)
+    await lab.close()
+    assert await streams(theirs) == set()
 
 
 async def test_streams_go_whose_connections_are_gone_already(attach, server, owner):

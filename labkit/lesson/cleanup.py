@@ -106,10 +106,9 @@ class CreatedStreams(AccountStreams):
 
     def __init__(self, lab):
         super().__init__(lab)
-        self.ours = (
-            set()
-        )  # all connections that the lesson has had, each as connection() returns it
+        self.ours = set()  # the lesson's connections so far, each as connection() returns it
         self.makers = {}  # (stream, when it was created) -> list of connections that created it
+        self.deleted = set()  # those of these keys that somebody has deleted since
         self.before = set()  # names of the streams that were there when the lesson opened
         self.note = Note(lab)
 
@@ -181,15 +180,17 @@ class CreatedStreams(AccountStreams):
         return [f"stream {name}" for name in sorted(left)]
 
     async def _new_streams_and_makers(self, client):
-        """The same as _new_streams(), once the server has said who created each of them. What it
-        does not say in time (because this user may not hear it, for example) has no maker."""
-
+        """The same as _new_streams(), once the server has said who created each of them, and lists
+        each that the lesson is known to have created: on a busy machine the meta leader may list a
+        stream a moment after its creation was answered. What is not said in time (because this user
+        may not hear it, for example) has no maker."""
         found = {}
 
         async def all_makers_known():
             nonlocal found
             found = await self._new_streams(client)
-            return all(key in self.makers for key in found.items())
+            mine = {key for key in self.makers if self._is_ours(*key)}
+            return mine - self.deleted <= found.items() <= self.makers.keys()
 
         try:
             await until(all_makers_known, MAKERS_PATIENCE)
@@ -214,6 +215,9 @@ class CreatedStreams(AccountStreams):
         advisory = json.loads(message.data)
         answer = json.loads(advisory.get("response") or "{}")
         client = advisory.get("client") or {}
+        if answer.get("success") and "stream_delete" in answer.get("type", ""):
+            name = advisory["subject"].rpartition(".")[2]
+            self.deleted |= {key for key in self.makers if key[0] == name}
         if not answer.get("did_create") or "stream_create" not in answer.get("type", ""):
             return
         name = answer["config"]["name"]
