@@ -12,6 +12,7 @@ import time
 import nats
 import nkeys
 import pytest
+from nats.nuid import NUID
 
 from labkit import Lab, LabError, Recorder, clinic, paths
 from labkit.cluster import lifecycle, nodes
@@ -160,7 +161,7 @@ async def test_also_one_that_the_meta_leader_does_not_list_yet(url, owner, monke
     await lab.js.delete_stream("GONE")
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"])
     await lab.until(lambda: {name for name, _ in lab._cleanup.makers} == {"GONE", "ORDERS"})
-    await lab.until(lambda: [name for name, _ in lab._cleanup.deleted] == ["GONE"])
+    await lab.until(lambda: list(lab._cleanup.deletions) == ["GONE"])
     real, looks = cleanup.stream_names, []
 
     async def late(client):
@@ -431,3 +432,30 @@ def _jwt(issuer, subject, **claims):
     head = {"typ": "JWT", "alg": "ed25519-nkey"}
     text = f"{part(json.dumps(head).encode())}.{part(json.dumps(body).encode())}"
     return f"{text}.{part(issuer.sign(text.encode()))}"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_of_a_stream_that_is_gone_the_advisories_come_in_any_order(url, order):
+    lab = await Lab.open("checks")
+    name = f"GONE_{NUID().next().decode()}"  # advisories of an earlier test may still come
+    heard = []
+
+    async def keep(message):
+        kind = json.loads(json.loads(message.data)["response"])["type"]
+        if name.encode() in message.data and "info" not in kind:
+            heard.append(message)
+
+    listener = await lab.connect(name="other listener")
+    await listener.subscribe(cleanup.API_ADVISORIES, cb=keep)
+    await listener.flush()
+    await lab.js.add_stream(name=name, subjects=["gone"])
+    await lab.js.delete_stream(name)
+    await lab.until(lambda: len(heard) == 2 and name in lab._cleanup.deletions)
+    await lab.until(lambda: name in {key[0] for key in lab._cleanup.makers})
+    lab._cleanup.makers.clear()
+    lab._cleanup.deletions.clear()
+    for message in heard[::order]:
+        await lab._cleanup._note_creation(message)
+    (key,) = [key for key in lab._cleanup.makers if key[0] == name]
+    assert lab._cleanup._is_deleted(*key)
+    await lab.close()

@@ -108,7 +108,7 @@ class CreatedStreams(AccountStreams):
         super().__init__(lab)
         self.ours = set()  # the lesson's connections so far, each as connection() returns it
         self.makers = {}  # (stream, when it was created) -> list of connections that created it
-        self.deleted = set()  # those of these keys that somebody has deleted since
+        self.deletions = {}  # stream -> when it was deleted, the last time that was heard of
         self.before = set()  # names of the streams that were there when the lesson opened
         self.note = Note(lab)
 
@@ -189,8 +189,10 @@ class CreatedStreams(AccountStreams):
         async def all_makers_known():
             nonlocal found
             found = await self._new_streams(client)
-            mine = {key for key in self.makers if self._is_ours(*key)}
-            return mine - self.deleted <= found.items() <= self.makers.keys()
+            mine = {
+                key for key in self.makers if self._is_ours(*key) and not self._is_deleted(*key)
+            }
+            return mine <= found.items() <= self.makers.keys()
 
         try:
             await until(all_makers_known, MAKERS_PATIENCE)
@@ -217,7 +219,8 @@ class CreatedStreams(AccountStreams):
         client = advisory.get("client") or {}
         if answer.get("success") and "stream_delete" in answer.get("type", ""):
             name = advisory["subject"].rpartition(".")[2]
-            self.deleted |= {key for key in self.makers if key[0] == name}
+            when = _comparable(advisory["timestamp"])
+            self.deletions[name] = max(when, self.deletions.get(name, ""))
         if not answer.get("did_create") or "stream_create" not in answer.get("type", ""):
             return
         name = answer["config"]["name"]
@@ -233,6 +236,10 @@ class CreatedStreams(AccountStreams):
         """True if the lesson's connections, and no others, created this stream."""
         makers = self.makers.get((name, when))
         return makers is not None and self.ours.issuperset(makers)
+
+    def _is_deleted(self, name, when):
+        """True if a stream of this name was deleted later. The advisories come in any order."""
+        return self.deletions.get(name, "") > when
 
     def _who_made(self, name, when):
         makers = self.makers.get((name, when), ())
