@@ -1,14 +1,16 @@
 """Exercises of lesson 40: what a consumer has given up, and what is stored, counted once."""
 
 import asyncio
+import copy
 import itertools
+import random
 
 from labkit.cluster.streams import delete
 from labkit.exercises import exercise, want
 from labkit.exercises.helpers import fetch, fresh_stream, wants_function
 
-GIVEN_UP = {"gave-up": 1, "moved-on": 1, "both": 1}  # consumer -> messages that it has given up
-STORY = {  # consumer -> what became of its three messages
+GIVEN_UP = {"gave-up": 1, "moved-on": 1, "both": 1}  # story -> messages that were given up
+STORY = {  # story -> what became of the three messages of a consumer
     "idle": "three messages pending, nobody has asked for them",
     "trying": "all acked but message 2, which failed once and is in flight again",
     "gave-up": "all acked but message 3, which has used up its deliveries",
@@ -16,7 +18,7 @@ STORY = {  # consumer -> what became of its three messages
     "the ack floor has jumped over 2",
     "both": "message 2 has used up its deliveries, message 3 is in flight for the second time",
 }
-NUMBERS = {  # consumer -> (num_redelivered, num_ack_pending) at the end of its story
+NUMBERS = {  # story -> (num_redelivered, num_ack_pending) at its end
     "idle": (0, 0),
     "trying": (1, 1),
     "gave-up": (1, 0),
@@ -41,18 +43,24 @@ async def given_up(lab, answer):
     """Return how many messages each consumer of the stream has given up: {consumer: number}, those
     with none left out."""
     wants_function(answer, "js, stream")
+    letters = random.sample("ABCDEFGHKLMNP", len(STORY))  # so nobody can know them beforehand
+    names = {story: f"worker-{letter}" for story, letter in zip(STORY, letters)}
     try:
-        await _five_consumers(lab)
+        await _five_consumers(lab, names)
         found = await answer(lab.js, "EX_GIVEN_UP")
     finally:
         await delete(lab.js, "EX_GIVEN_UP")
     saw = f"given_up returned a {type(found).__name__}"
     want(isinstance(found, dict), saw, "a dict, consumer → number")
-    for name, story in STORY.items():
-        number, wanted = found.get(name, 0), GIVEN_UP.get(name, 0)
-        saw = f"It says that {name!r} has given up {number}"
-        want(number == wanted, saw, f"{wanted}. {name!r}: {story}")
-    extra = sorted(set(found) - set(GIVEN_UP))
+    strangers = sorted(str(name) for name in set(found) - set(names.values()))
+    consumers = ", ".join(sorted(names.values()))
+    saw = f"It names {', '.join(strangers)}, which the stream does not have"
+    want(not strangers, saw, f"some of its consumers, {consumers}")
+    for story, name in names.items():
+        number, wanted = found.get(name, 0), GIVEN_UP.get(story, 0)
+        saw = f"It says that {name} has given up {number}"
+        want(number == wanted, saw, f"{wanted}. {name}: {STORY[story]}")
+    extra = sorted(set(found) - {names[story] for story in GIVEN_UP})
     saw = f"It names {', '.join(extra)} too"
     want(not extra, saw, "only consumers that have given up a message")
 
@@ -67,28 +75,30 @@ async def given_up(js, stream):
     return found
 
 
-async def _five_consumers(lab):
-    """Makes EX_GIVEN_UP with three messages, and brings its consumers to the end of their STORY."""
+async def _five_consumers(lab, names):
+    """Makes EX_GIVEN_UP with three messages, and brings its consumers to the end of their STORY.
+    names: {story: consumer}."""
     js = lab.js
     await fresh_stream(lab, "EX_GIVEN_UP", subjects=["ex_given_up.*"])
-    for name in STORY:
+    for name in names.values():
         await js.add_consumer(
             "EX_GIVEN_UP", durable_name=name, ack_policy="explicit", ack_wait=60, max_deliver=2
         )
     await lab.settled("EX_GIVEN_UP")
     for number in (1, 2, 3):
         await js.publish("ex_given_up.new", b"%d" % number)
-    await asyncio.gather(
-        _handle_as(js, "trying", {1: ["ack"], 2: ["nak", "hold"], 3: ["ack"]}),
-        _handle_as(js, "gave-up", {1: ["ack"], 2: ["ack"], 3: ["nak", "nak"]}),
-        _handle_as(js, "moved-on", {1: ["ack"], 2: ["nak", "nak"], 3: ["ack at the end"]}),
-        _handle_as(js, "both", {1: ["ack"], 2: ["nak", "nak"], 3: ["nak", "hold"]}),
-    )
+    plans = {
+        "trying": {1: ["ack"], 2: ["nak", "hold"], 3: ["ack"]},
+        "gave-up": {1: ["ack"], 2: ["ack"], 3: ["nak", "nak"]},
+        "moved-on": {1: ["ack"], 2: ["nak", "nak"], 3: ["ack at the end"]},
+        "both": {1: ["ack"], 2: ["nak", "nak"], 3: ["nak", "hold"]},
+    }
+    await asyncio.gather(*(_handle_as(js, names[story], plan) for story, plan in plans.items()))
+    wanted = {names[story]: numbers for story, numbers in NUMBERS.items()}
 
     async def at_the_end():
         infos = await js.consumers_info("EX_GIVEN_UP")
-        seen = {info.name: (info.num_redelivered, info.num_ack_pending) for info in infos}
-        return seen == NUMBERS
+        return {info.name: (info.num_redelivered, info.num_ack_pending) for info in infos} == wanted
 
     await lab.until(at_the_end, timeout=15)
 
@@ -131,17 +141,41 @@ async def count_once(lab, answer):
     number = next(_numbers)
     streams = [f"EX_COUNT_{number}_THREE", f"EX_COUNT_{number}_ONE"]
     try:
-        await _spread(lab, *streams)
-        answers = await _jsz_of_all(lab, streams)
+        answers = await _spread(lab, *streams)
     finally:
         for name in streams:
             await delete(lab.js, name)
-    found = answer(answers, lab.topic.upper())
+    account = lab.topic.upper()
+    _is_counted(answer(copy.deepcopy(answers), account), 8, 4, TWO_STREAMS)
+    more = random.randint(2, 9)
+    later = _with_more(answers, streams, more)
+    story = f"These are the same answers, as if {more} more messages had come to each stream"
+    _is_counted(answer(later, account), 8 + 2 * more, 4 + more, story)
+
+
+def _is_counted(found, messages, pending, story):
+    """Raises NotYet unless found are these two numbers."""
     is_pair = isinstance(found, (tuple, list)) and len(found) == 2
     want(is_pair, f"count_once returned {found!r}", "two numbers, messages and pending")
-    for seen, wanted, what in zip(found, (8, 4), ("messages", "pending")):
+    for seen, wanted, what in zip(found, (messages, pending), ("messages", "pending")):
         shown = f"{seen:.3g}" if isinstance(seen, float) else repr(seen)
-        want(seen == wanted, f"It counted {shown} {what}", f"{wanted}. {TWO_STREAMS}")
+        want(seen == wanted, f"It counted {shown} {what}", f"{wanted}. {story}")
+
+
+def _with_more(answers, streams, more):
+    """The answers with so many more messages in each copy of these streams, and as many more
+    pending at the leader of each consumer."""
+    later = copy.deepcopy(answers)
+    for node, answer in later.items():
+        told = [stream for entry in answer["account_details"] for stream in entry["stream_detail"]]
+        for stream in told:
+            if stream["name"] not in streams:
+                continue
+            stream["state"]["messages"] += more
+            for consumer in stream.get("consumer_detail") or []:
+                if consumer["cluster"]["leader"] == node:
+                    consumer["num_pending"] += more
+    return later
 
 
 TWO_STREAMS = (
@@ -168,7 +202,8 @@ def count_once(answers, account):
 
 async def _spread(lab, three, one):
     """Makes a stream with three copies and a stream with one, led by different nodes, with 4
-    messages each, and a consumer of the first, led by another node than its stream."""
+    messages each, and a consumer of the first, led by another node than its stream. Returns {node:
+    what it tells of them (dict)}."""
     await lab.js.add_stream(name=three, subjects=[f"{three}.new"], num_replicas=3)
     await lab.js.add_stream(name=one, subjects=[f"{one}.new"])
     await lab.js.add_consumer(three, durable_name="late", ack_policy="explicit")
@@ -181,19 +216,27 @@ async def _spread(lab, three, one):
         leader = await lab.faults.step_down(three)
     if leader == await lab.wait_for_leader(three, "late"):
         await lab.faults.step_down(three, "late")
-    await lab.until(lambda: _is_told(lab, three, one), timeout=15)
+    return await lab.until(lambda: _all_told(lab, three, one), timeout=15)
 
 
-async def _is_told(lab, three, one):
-    """True once the three /jsz show all that _spread() has made, each copy with its messages."""
+async def _all_told(lab, three, one):
+    """What the three /jsz tell once they show all that _spread() has made: each copy with its
+    messages, each with its leader. Else None."""
     answers = await _jsz_of_all(lab, [three, one])
-    copies = [
-        stream["state"]["messages"]
+    told = [
+        stream
         for answer in answers.values()
         for stream in answer["account_details"][0]["stream_detail"]
-        if stream["name"] == three
     ]
-    return copies == [4, 4, 4] and count_once.answer(answers, lab.topic.upper()) == (8, 4)
+    led = [
+        *told,
+        *(consumer for stream in told for consumer in stream.get("consumer_detail") or []),
+    ]
+    copies = sorted((stream["name"], stream["state"]["messages"]) for stream in told)
+    if copies != [(one, 4), *[(three, 4)] * 3] or not all("leader" in x["cluster"] for x in led):
+        return None
+    is_whole = count_once.answer(answers, lab.topic.upper()) == (8, 4)
+    return answers if is_whole else None
 
 
 async def _jsz_of_all(lab, streams):
