@@ -5,10 +5,8 @@ import contextlib
 
 from nats.errors import BadSubjectError
 
-from labkit.errors import LabError
 from labkit.exercises import NotYet, exercise, want
-from labkit.exercises.helpers import wants_function
-from labkit.waiting import until
+from labkit.exercises.helpers import comes_true, wants_function
 
 WANTED = ["sensors.berlin.1.temp", "sensors.paris.22.temp", "sensors.oslo.attic.temp"]
 UNWANTED = [
@@ -81,14 +79,15 @@ async def ready(lab, answer):
     async def handler(msg):
         got.append(msg.subject)
 
-    async with _tapped_client(lab) as (client, sent, received):
+    async with _tapped_client(lab) as (client, tap):
         await answer(client, handler)
-        _in_force(sent, received)
-        for name in ("created", "paid", "sent"):
-            await lab.nc.publish(f"orders.{name}")
-        with contextlib.suppress(LabError):
-            await until(lambda: len(got) >= 3, timeout=3)
-        want(len(got) == 3, f"The handler got {len(got)} of 3 messages", "each of them, once")
+        _in_force(tap.passed)
+        wanted = ["orders.created", "orders.paid", "orders.sent"]
+        for subject in wanted:
+            await lab.nc.publish(subject)
+        await comes_true(lambda: len(got) >= 3, timeout=3)
+        saw = f"Three orders were published, and the handler got {len(got)} messages"
+        want(got == wanted, f"{saw} ({', '.join(got) or 'none'})", "each order once, nothing else")
 
 
 @ready.solved_by
@@ -98,25 +97,55 @@ async def ready(nc, handler):
     await nc.flush()
 
 
-def _in_force(sent, received):
-    """Raises NotYet unless a PONG proves that the server has read the SUB of `orders.*`."""
-    lines = [line.split() for line in sent.split(b"\r\n")]
-    subs = [place for place, line in enumerate(lines) if line[:1] == [b"SUB"]]
-    pings = [place for place, line in enumerate(lines) if line[:1] == [b"PING"]]
-    answered = pings[: received.count(b"PONG\r\n")]
+def _in_force(passed):
+    """Raises NotYet unless the server has answered something that the client sent after the SUB of
+    `orders.*`. passed: see _Tap."""
+    sent = [words for out, words in passed if out]
+    subs = [words[1] for words in sent if words[0] == "SUB" and not words[1].startswith("_INBOX")]
     saw = "When your function returned, no SUB had left your client: the subscription was still in"
-    want(subs, f"{saw} its buffer, or never asked for", "on the wire, and a PONG after it")
-    subject = lines[subs[-1]][1].decode()
-    want(subject == "orders.*", f"Your function subscribed to {subject!r}", "to 'orders.*'")
-    saw = "The server heard SUB after the last PING that it has answered, so nothing proves yet"
-    proven = any(place > subs[-1] for place in answered)
-    want(proven, f"{saw} that it has read it", "first SUB, then a PING, then its PONG")
+    want(subs, f"{saw} its buffer, or never asked for", "on the wire, and an answer after it")
+    want("orders.*" in subs, f"Your function subscribed to {subs[-1]!r}", "to 'orders.*'")
+    place = max(n for n, (_, words) in enumerate(passed) if words[:2] == ["SUB", "orders.*"])
+    sid = passed[place][1][-1]
+    if any(not out and words[0] in ("MSG", "HMSG") and words[2] == sid for out, words in passed):
+        return  # it has delivered to it
+    asked, answered = _questions(passed, place), _answers(passed, place)
+    early = "PING" in [words[0] for out, words in passed[:place] if out][2:]  # CONNECT, PING first
+    saw = (
+        "Your client sent nothing after SUB that the server answers, so nothing proves that it has"
+    )
+    if early:
+        saw = "Your PING left before SUB, so its PONG proves nothing; nothing proves that it has"
+    order = "first SUB, then something that the server answers, then the answer"
+    want(asked, f"{saw} read SUB", order)
+    saw = "Your function returned before the server had answered what your client sent after SUB"
+    want(asked & answered, saw, order)
+
+
+def _questions(passed, place):
+    """What the client sent behind this place that the server answers, by what the answer will be
+    called (set): the number of a PING; subject and reply of a message."""
+    pings = [n for n, (out, words) in enumerate(passed) if out and words[0] == "PING"]
+    asked = {f"PONG {number}" for number, n in enumerate(pings, 1) if n > place}
+    for out, words in passed[place:]:
+        if out and words[0] in ("PUB", "HPUB"):
+            numbers = 1 if words[0] == "PUB" else 2
+            asked |= set(words[1:-numbers])
+    return asked
+
+
+def _answers(passed, place):
+    """What came to the client behind this place, called as in _questions (set)."""
+    pongs = [n for n, (out, words) in enumerate(passed) if not out and words[0] == "PONG"]
+    came = {f"PONG {number}" for number, n in enumerate(pongs, 1) if n > place}
+    messages = [words for out, words in passed[place:] if not out and words[0] in ("MSG", "HMSG")]
+    return came | {words[1] for words in messages}
 
 
 @exercise(
     hints=[
         "asyncio.Semaphore(4): take a slot in the callback, create a task for handle(msg), "
-        "then release it.",
+        "then release it, whatever handle did (finally).",
         "Keep the tasks in a set, and take each out when it is done (add_done_callback).",
         "`await stop.wait()`, then drain(), which waits for callbacks only, then await the tasks "
         "left in the set.",
@@ -124,35 +153,37 @@ def _in_force(sent, received):
 )
 async def worker(lab, answer):
     """Handle messages on `jobs.*` in the queue group `workers`, at most 4 at once, until `stop`;
-    lose none."""
+    finish all that it has, also where `handle` raises."""
     wants_function(answer, "nc, handle, stop")
     jobs, stop = _Jobs(), asyncio.Event()
-    async with _tapped_client(lab) as (client, sent, _):
+    async with _tapped_client(lab) as (client, tap):
         running = asyncio.create_task(answer(client, jobs.handle, stop))
         try:
             await _until_it_listens(lab, running, jobs)
-            _in_the_queue_group(sent)
-            for number in range(20):
-                await lab.nc.publish("jobs.check", b"%d" % number)
-            for each in (lab.nc, client):  # now all 20 are in the worker's client
-                await asyncio.sleep(0)
-                await each.flush()
-            await until(lambda: jobs.begun, timeout=5)
+            sids = _in_the_queue_group(tap)
+            await _four_in_hand_and_the_rest_waits(lab, client, jobs)
             stop.set()
-            done, _ = await asyncio.wait([running], timeout=5)
-            begun, ended = len(jobs.begun), len(jobs.ended)
-            saw = "Your worker had not returned 5 s after stop was set"
-            want(done, saw, "it waits for stop, drains, returns")
+            await _all_but_the_last(running, jobs)
+            await _takes_no_more(client, tap, sids)
+            jobs.last.set()
+            done, _ = await asyncio.wait([running], timeout=3)
+            saw = "Your worker had not returned 3 s after its last message was finished"
+            want(done, saw, "it waits for stop, stops subscribing, finishes, returns")
             await running
+            cut = JOBS - len(jobs.ended)
+            want(not cut, f"{cut} of {JOBS} messages were begun and not finished", "all finished")
+            lost = jobs.errors_nobody_saw(lab)
+            saw = (
+                f"handle raised {len(FAILING)} errors, and {lost} of them are in tasks that nobody"
+            )
+            want(not lost, f"{saw} looked at", "each one printed")
         finally:
+            jobs.give_up()
             running.cancel()
-    want(jobs.peak <= 4, f"{jobs.peak} messages were in your hands at once", "at most 4")
-    saw = f"At most {jobs.peak} message was in your hands at once"
-    want(jobs.peak >= 2, saw, "up to 4, and never more")
-    saw = f"{20 - begun} of 20 messages were in your client's queue and handle never began on them"
-    want(begun == 20, saw, "20 handled")
-    saw = f"When your worker returned, {begun - ended} of 20 messages were begun and not finished"
-    want(ended == 20, saw, "all 20 finished")
+            await asyncio.wait([running], timeout=1)
+            jobs.errors_nobody_saw(lab)
+            if running.done() and not running.cancelled():
+                running.exception()  # else asyncio complains that nobody retrieved it
 
 
 @worker.solved_by
@@ -162,6 +193,8 @@ async def worker(nc, handle, stop):
     async def one(msg):
         try:
             await handle(msg)
+        except Exception as error:
+            print(f"{msg.subject}: {error!r}")
         finally:
             slots.release()
 
@@ -177,24 +210,52 @@ async def worker(nc, handle, stop):
     await asyncio.gather(*tasks)
 
 
+JOBS = 20
+FAILING = (5, 8, 11, 14, 17)  # more than there are slots
+
+
+class JobFailed(Exception):
+    """What handle raises for some of the jobs."""
+
+
 class _Jobs:
-    """`handle`, and what became of the jobs that it was given."""
+    """`handle`, and what became of the jobs that it was given. It holds them until `go` is set, and
+    the last one until `last` is."""
 
     def __init__(self):
-        self.heard = asyncio.Event()
-        self.begun, self.ended, self.active, self.peak = [], [], set(), 0
+        self.heard, self.go, self.last = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.begun, self.ended, self.active, self.peak = [], [], 0, 0
+        self.over = False
 
     async def handle(self, msg):
         self.heard.set()
-        if msg.subject != "jobs.check":  # sent again and again until the worker listens
+        if self.over or msg.subject != "jobs.check":  # jobs.hello: sent until the worker listens
             return
-        self.begun.append(msg.data)
-        self.active.add(msg.data)
-        self.peak = max(self.peak, len(self.active))
-        # The last one is long: a worker that does not wait for it returns too early.
-        await asyncio.sleep(0.05 if len(self.begun) < 20 else 0.5)
-        self.active.discard(msg.data)
-        self.ended.append(msg.data)
+        job = int(msg.data)
+        self.begun.append(job)
+        self.active += 1
+        self.peak = max(self.peak, self.active)
+        try:
+            await self.go.wait()
+            if len(self.begun) == JOBS:
+                await self.last.wait()
+            await asyncio.sleep(0.01)
+            self.ended.append(job)
+        finally:
+            self.active -= 1
+        if job in FAILING and not self.over:
+            raise JobFailed(f"job {job} cannot be done")
+
+    def give_up(self):
+        """From now on handle does nothing, and nothing waits in it."""
+        self.over = True
+        self.go.set()
+        self.last.set()
+
+    def errors_nobody_saw(self, lab):
+        """How many errors of handle are in tasks that nobody has looked at. Looks at them."""
+        failed = [task for task in lab._net.failed if getattr(task, "_log_traceback", False)]
+        return sum(isinstance(task.exception(), JobFailed) for task in failed)
 
 
 async def _until_it_listens(lab, running, jobs):
@@ -206,8 +267,7 @@ async def _until_it_listens(lab, running, jobs):
             await asyncio.wait_for(jobs.heard.wait(), 0.02)
         return jobs.heard.is_set() or running.done()
 
-    with contextlib.suppress(LabError):
-        await until(heard, timeout=2)
+    await comes_true(heard, timeout=2)
     if running.done():
         await running  # raises what your code raised
     want(not running.done(), "Your worker returned before stop was set", "it works until then")
@@ -215,35 +275,116 @@ async def _until_it_listens(lab, running, jobs):
     want(jobs.heard.is_set(), saw, "a subscription to 'jobs.*' that calls it for each")
 
 
-def _in_the_queue_group(sent):
-    subs = [line.split()[:3] for line in sent.split(b"\r\n")]
+def _in_the_queue_group(tap):
+    """The ids of the worker's subscriptions (set). Raises NotYet unless they are the right ones."""
+    subs = [words for out, words in tap.passed if out and words[0] == "SUB"]
     saw = "Your worker subscribed to 'jobs.*' without a queue name, or with another one, or to"
-    found = [b"SUB", b"jobs.*", b"workers"] in subs
-    want(found, f"{saw} another subject", "'jobs.*' in the group 'workers'")
+    right = [words for words in subs if words[1:3] == ["jobs.*", "workers"]]
+    want(right, f"{saw} another subject", "'jobs.*' in the group 'workers'")
+    return {words[-1] for words in right}
+
+
+async def _four_in_hand_and_the_rest_waits(lab, client, jobs):
+    """Sends the jobs. Raises NotYet unless some, at most 4, are in hand, and nearly all others in
+    the queue of the subscription."""
+    for number in range(JOBS):
+        await lab.nc.publish("jobs.check", b"%d" % number)
+    for each in (lab.nc, client):  # now all of them are in the worker's client
+        await asyncio.sleep(0)
+        await each.flush()
+    await comes_true(lambda: jobs.active >= 4, timeout=0.5)
+    await asyncio.sleep(0.05)  # time to take more than 4
+    want(jobs.peak <= 4, f"{jobs.peak} messages were in your hands at once", "at most 4")
+    saw = f"At most {jobs.peak} message was in your hands at once"
+    want(jobs.peak >= 2, saw, "up to 4, and never more")
+    waiting = sum(sub.pending_msgs for sub in client._subs.values())
+    taken = JOBS - waiting - len(jobs.begun)
+    saw = f"{taken} messages were neither begun nor in the subscription's queue, but in tasks or a"
+    few = taken <= 6  # on the way from the queue to handle
+    want(few, f"{saw} queue of yours, which no limit of NATS sees", "the rest waits where it is")
+
+
+async def _all_but_the_last(running, jobs):
+    """Lets handle go on. Raises NotYet unless all jobs but the last are handled, each once."""
+    jobs.go.set()
+    await comes_true(lambda: len(jobs.ended) >= JOBS - 1 or running.done(), timeout=3)
+    if running.done() and not running.cancelled() and (error := running.exception()):
+        saw = f"An error of handle ended your worker ({type(error).__name__}: {error})"
+        want(not isinstance(error, JobFailed), saw, "it prints the error and goes on")
+        raise error
+    begun, ended = len(set(jobs.begun)), len(set(jobs.ended))
+    saw = f"handle was called {len(jobs.begun)} times for {begun} messages"
+    want(len(jobs.begun) == begun, saw, "once for each")
+    failed = len(set(FAILING) & set(jobs.ended))
+    if failed and not running.done():
+        saw = f"handle raised {failed} errors, and then {JOBS - begun} of {JOBS} messages stayed in"
+        want(begun == JOBS, f"{saw} the queue for 3 s", "a slot is free again after an error too")
+    saw = f"{JOBS - begun} of {JOBS} messages were in your client's queue and handle never began on"
+    want(begun == JOBS, f"{saw} them", f"{JOBS} handled")
+    saw = f"When your worker returned, {begun - ended} of {JOBS} messages were begun and not"
+    want(not running.done(), f"{saw} finished", f"all {JOBS} finished")
+
+
+async def _takes_no_more(client, tap, sids):
+    """Raises NotYet unless these subscriptions have ended, while the last job is still in hand."""
+
+    def unsubscribed():
+        came = [words[2] for out, words in tap.passed if not out and words[0] in ("MSG", "HMSG")]
+        ends = [words[1:] for out, words in tap.passed if out and words[0] == "UNSUB"]
+        # With a number, the server ends it once it has sent so many: at once if it has.
+        return {sid for sid, *limit in ends if not limit or int(limit[0]) <= came.count(sid)}
+
+    gone = await comes_true(lambda: client.is_closed or sids <= unsubscribed(), timeout=1)
+    saw = "1 s after stop was set your client was still subscribed, so the server goes on giving it"
+    want(gone, f"{saw} messages that another worker could have", "it takes no more")
+
+
+class _Tap:
+    """What passes between a client and its node: its operations, in their order."""
+
+    def __init__(self):
+        self.passed = []  # (True if the client sent it, its words)
+        self._rest = {True: b"", False: b""}
+
+    def note(self, out, data):
+        """Takes bytes that pass. out: from the client to the node."""
+        rest = self._rest[out] + data
+        while (end := rest.find(b"\r\n")) >= 0:
+            words = rest[:end].decode(errors="replace").split()
+            payload = int(words[-1]) + 2 if words[0] in ("PUB", "HPUB", "MSG", "HMSG") else 0
+            if len(rest) < end + 2 + payload:
+                break
+            self.passed.append((out, words))
+            rest = rest[end + 2 + payload :]
+        self._rest[out] = rest
 
 
 @contextlib.asynccontextmanager
 async def _tapped_client(lab):
-    """(client, bytes that it sent, bytes that it received): between it and the node of lab.nc lies
-    a wire that is listened to."""
-    node, sent, received = lab.nc.connected_url, bytearray(), bytearray()
+    """(client, _Tap): between the client and the node of lab.nc lies a wire that is listened to."""
+    node, tap = lab.nc.connected_url, _Tap()
 
-    async def pump(reader, writer, heard):
+    async def pump(reader, writer, out):
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                heard += data
+                tap.note(out, data)
                 writer.write(data)
         writer.close()
 
     async def link(reader, writer):
         there, back = await asyncio.open_connection(node.hostname, node.port)
-        await asyncio.gather(pump(reader, back, sent), pump(there, writer, received))
+        await asyncio.gather(pump(reader, back, True), pump(there, writer, False))
+
+    async def note(error):
+        if not isinstance(error, JobFailed):
+            await lab._net.error_cb(error)
 
     async with await asyncio.start_server(link, "127.0.0.1") as server:
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        client = await lab.connect(name="exercise", servers=[url], allow_reconnect=False)
+        options = {"servers": [url], "allow_reconnect": False, "error_cb": note}
+        client = await lab.connect(name="exercise", **options)
         try:
-            yield client, sent, received
+            yield client, tap
         finally:
             if not client.is_closed:
                 await client.close()

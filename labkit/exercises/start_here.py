@@ -1,9 +1,10 @@
 """Exercises of lesson 00: how exercises work."""
 
 import asyncio
+import numbers
 
 from labkit.exercises import exercise, want
-from labkit.exercises.helpers import wants_function
+from labkit.exercises.helpers import comes_true, wants_function
 
 
 @exercise(
@@ -15,8 +16,11 @@ from labkit.exercises.helpers import wants_function
 )
 async def first_check(lab, answer):
     """How many nodes of the cluster may die while the rest can still elect a leader?"""
-    want(isinstance(answer, int), f"{answer!r} is a {type(answer).__name__}", "a whole number")
+    whole = isinstance(answer, numbers.Integral) and not isinstance(answer, bool)
+    want(whole, f"{answer!r} is a {type(answer).__name__}", "a whole number")
     size, majority = await _votes(lab)
+    wanted = f"a number from 0 to {size}"
+    want(0 <= answer <= size, f"You say that {answer} of {size} nodes may die", wanted)
     saw = f"With {answer} nodes gone, {size - answer} of {size} is left, and the nodes say that a"
     enough = size - answer >= majority
     want(enough, f"{saw} majority is {majority}", "a number that leaves a majority")
@@ -49,7 +53,9 @@ async def first_message(lab, answer):
     given."""
     wants_function(answer, "nc")
     messages = await _published_by(lab, answer)
-    want(messages, "No message arrived", "one on 'greetings.lab'")
+    wanted = "one on 'greetings.lab', sent with the client that your function is given"
+    want(messages, "No message arrived", wanted)
+    want(len(messages) == 1, f"{len(messages)} messages arrived", wanted)
     first = messages[0]
     saw = f"The message came on {first.subject!r}"
     want(first.subject == "greetings.lab", saw, "'greetings.lab'")
@@ -65,10 +71,14 @@ first_message.solved_by(say_hello)
 
 async def _published_by(lab, answer):
     """The messages that arrive when the answer is called with a client (list)."""
-    async with await lab.connect(name="exercise") as client:
-        everything = await client.subscribe(">")
+    everything = await lab.nc.subscribe(">")
+    client = await lab.connect(name="exercise")
+    try:
         await answer(client)
-        await asyncio.sleep(0)  # flush() alone would overtake what was just published
-        await client.flush()
+        await comes_true(lambda: everything.pending_msgs, timeout=1)
+        await asyncio.sleep(0.05)  # for a second one
         got = [await everything.next_msg(timeout=1) for _ in range(everything.pending_msgs)]
+    finally:
+        await everything.unsubscribe()
+        await client.close()
     return [msg for msg in got if not msg.subject.startswith(("_INBOX", "$"))]
