@@ -30,7 +30,8 @@ HERE = Path(__file__).parent
 LESSONS = {path.name[:2]: path for path in lessons.LESSONS}
 BOOKS = {number: nbformat.read(path, 4) for number, path in LESSONS.items()}
 CLAIMS = {
-    path.stem: tomllib.loads(path.read_text())["claim"] for path in HERE.glob("claims/*.toml")
+    path.stem: tomllib.loads(path.read_text(encoding="utf-8"))["claim"]
+    for path in HERE.glob("claims/*.toml")
 }
 EACH = [
     pytest.param(stem, claim, id=f"{stem[:2]}-{claim['says'][:40]}")
@@ -82,12 +83,14 @@ def test_something_shows_it(stem, claim):
         assert cell.cell_type == "code" and states_a_truth(cell), name
     if "test" in claim:
         file, _, name = claim["test"].partition("::")
-        assert re.search(rf"^(async )?def {name}\(", (HERE / file).read_text(), re.M)
+        assert re.search(
+            rf"^(async )?def {name}\(", (HERE / file).read_text(encoding="utf-8"), re.M
+        )
     for source in [claim["source"]] if "source" in claim else []:
         found = SOURCE.fullmatch(source)
         assert found, f"{source}: wanted an address, or a version and a file"
         if found["file"]:
-            text = (Path(nats.__file__).parent / found["file"]).read_text()
+            text = (Path(nats.__file__).parent / found["file"]).read_text(encoding="utf-8")
             assert (found["name"] or "") in text, source
 
 

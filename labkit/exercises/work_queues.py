@@ -3,6 +3,7 @@ handlers."""
 
 import asyncio
 import collections
+import random
 import time
 
 from labkit.cluster.streams import delete
@@ -13,16 +14,19 @@ CASES = [  # (settings of the consumer, workers, seconds of work on a message, t
     ({"max_ack_pending": 32, "ack_wait": 30}, 3, 0.01, 10),
     ({"max_ack_pending": 64, "ack_wait": 1}, 2, 0.057, 8),
     ({"max_ack_pending": 2, "ack_wait": 30}, 3, 0.01, 1),
+    ({"max_ack_pending": -1, "ack_wait": 1}, 2, 0.07, 7),
 ]
+MESSAGES = 80
 IN_MEMORY = {"storage": "memory"}
 
 
 @exercise(
-    limit=40,  # 80 messages in three cases, and ack wait runs out
+    limit=40,  # 80 messages in each case, and ack wait runs out
     hints=[
         "Two limits: workers × batch within max_ack_pending, and batch × seconds within half of"
         " ack wait.",
-        "The smaller of the two, as a whole number: // for the first, int(…) for the second.",
+        "The smaller of the two, as a whole number: // for the first, int(…) for the second. With"
+        " max_ack_pending=-1 there is only the second.",
         "Where even one message each does not fit, the answer is still 1: fetch refuses a batch"
         " of 0.",
     ],
@@ -32,7 +36,7 @@ async def batch_size(lab, answer):
     ack wait."""
     wants_function(answer, "config, workers, seconds", coroutine=False)
     try:
-        for config, workers, seconds, wanted in CASES:
+        for config, workers, seconds, wanted in [*CASES, _drawn()]:
             await _work_in_batches(lab, answer, config, workers, seconds, wanted)
     finally:
         await delete(lab.js, "EX_BATCH")
@@ -40,14 +44,25 @@ async def batch_size(lab, answer):
 
 @batch_size.solved_by
 def batch_size(config, workers, seconds):
-    fair = config.max_ack_pending // workers
-    in_time = int(config.ack_wait / 2 / seconds)
-    return max(1, min(fair, in_time))
+    batch = int(config.ack_wait / 2 / seconds)
+    if config.max_ack_pending > 0:  # -1: no limit
+        batch = min(batch, config.max_ack_pending // workers)
+    return max(1, batch)
+
+
+def _drawn():
+    """One more case, another one each time."""
+    while True:
+        workers = random.randint(2, 5)
+        wanted = random.randint(5, 14)
+        limit = workers * wanted + random.randint(0, workers - 1)
+        if all(limit != config["max_ack_pending"] for config, *_ in CASES):
+            return {"max_ack_pending": limit, "ack_wait": 20}, workers, 0.02, wanted
 
 
 async def _work_in_batches(lab, answer, config, workers, seconds, wanted):
     """Raises NotYet unless the answer is the wanted batch: lets so many workers fetch it."""
-    bodies = [b"%d" % number for number in range(1, 81)]
+    bodies = [b"%d" % number for number in range(1, MESSAGES + 1)]
     *subs, idle = await queue(lab, "EX_BATCH", bodies, workers + 1, IN_MEMORY, **config)
     live = (await lab.js.consumer_info("EX_BATCH", "worker")).config
     batch = answer(live, workers, seconds)
@@ -109,8 +124,8 @@ async def _work_off(held, seconds, idle, start, case):
     ],
 )
 async def bring_down(lab, answer):
-    """Handle the whole backlog, six at a time; ack what worked, nak what raised; return when all is
-    acked."""
+    """Handle the whole backlog, six at a time; ack what worked, nak what raised, whatever it was;
+    return when all is acked."""
     wants_function(answer, "sub, handle")
     bodies = [b"%d" % number for number in range(1, 31)]
     # The server's own record of each nak.
@@ -118,13 +133,15 @@ async def bring_down(lab, answer):
     try:
         (sub,) = await queue(lab, "EX_DOWN", bodies, stream=IN_MEMORY, ack_wait=5)
         orders = _Orders()
-        await _let_it_work(answer, sub, orders.handle)
+        await _let_it_work(answer, sub, orders)
         saw = f"When bring_down returned, handle was still at work on {orders.running} orders"
         want(orders.running == 0, saw, "none")
         info = await _when_acks_are_in(lab)
         _six_at_a_time(orders)
         _nothing_left(info)
+        await comes_true(lambda: naks.pending_msgs >= len(orders.raised), timeout=1)
         _came_back(orders, naks.pending_msgs)
+        _once_each(orders)
     finally:
         await naks.unsubscribe()
         await delete(lab.js, "EX_DOWN")
@@ -151,12 +168,27 @@ async def bring_down(sub, handle):
             return
 
 
+class NoPaper(Exception):
+    """An error that no answer knows by its name."""
+
+
+FAILURES = {  # order -> what handle raises for it, delivery by delivery
+    13: [ValueError, ValueError],
+    17: [NoPaper],
+    22: [TimeoutError],
+}
+
+
+SLOW = 30  # the last order, so that an answer that ends on an empty fetch ends too early
+
+
 class _Orders:
-    """`handle`, and what became of the orders that it was given. It fails once, for order 13."""
+    """`handle`, and what became of the orders that it was given."""
 
     def __init__(self):
         self.began = collections.Counter()
         self.done = set()
+        self.raised = []
         self.acked_early = []
         self.running = 0
         self.peak = 0
@@ -169,11 +201,13 @@ class _Orders:
         self.peak = max(self.peak, self.running)
         try:
             await self._until_six_run()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(1.5 if order == SLOW else 0.1)
             if msg.is_acked:
                 self.acked_early.append(order)
-            if order == 13 and self.began[order] == 1:
-                raise ValueError("no such customer")
+            kinds = FAILURES.get(order, [])
+            if self.began[order] <= len(kinds):
+                self.raised.append(kinds[self.began[order] - 1](f"order {order} failed"))
+                raise self.raised[-1]
             self.done.add(order)
         finally:
             self.running -= 1
@@ -185,15 +219,15 @@ class _Orders:
             self.has_waited = True
 
 
-async def _let_it_work(answer, sub, handle):
+async def _let_it_work(answer, sub, orders):
     try:
-        await answer(sub, handle)
-    except ValueError as error:
-        if str(error) != "no such customer":
+        await answer(sub, orders.handle)
+    except Exception as error:
+        if error not in orders.raised:
             raise
         raise NotYet(
-            "handle raised for order 13, and ValueError left bring_down; wanted: a nak, and on with"
-            " the others."
+            f"handle raised, {type(error).__name__}: {error}, and that left bring_down; wanted: a"
+            " nak, and on with the others."
         ) from None
 
 
@@ -221,8 +255,16 @@ def _nothing_left(info):
 
 
 def _came_back(orders, naks):
-    is_done = 13 in orders.done
-    saw = "handle raised for order 13, and it was settled all the same, so it is never done"
-    want(is_done, saw, "a nak, so that it comes back")
-    wanted = "a nak, so that it comes back at once, and on with the others"
-    want(naks, "Order 13 raised, and no nak came", wanted)
+    for order in FAILURES:
+        saw = f"handle raised for order {order}, and it was settled all the same: it is never done"
+        want(order in orders.done, saw, "a nak, so that it comes back")
+    failed = len(orders.raised)
+    wanted = f"{failed}, one for each failure, so that it comes back"
+    want(naks >= failed, f"handle raised {failed} times, and {naks} naks came", wanted)
+
+
+def _once_each(orders):
+    for order, times in sorted(orders.began.items()):
+        failed = len(FAILURES.get(order, []))
+        saw = f"handle got order {order} {times} times, and raised {failed} times"
+        want(times == failed + 1, saw, "that what has worked is not handled again")

@@ -1,7 +1,9 @@
 """Answers to the exercises of work_queues."""
 
 import asyncio
+import contextlib
 import functools
+import math
 
 from answers import answers_to
 
@@ -9,7 +11,9 @@ right, wrong = answers_to("work_queues")
 
 
 def share(config, workers):
-    return config.max_ack_pending // workers
+    """The largest fair batch; -1 is no limit."""
+    limit = config.max_ack_pending
+    return limit // workers if limit > 0 else 1000
 
 
 def in_half_of_ack_wait(config, seconds):
@@ -38,7 +42,7 @@ def ignores_max_ack_pending(config, workers, seconds):
 
 @wrong("batch_size", "got 11, 11 and 10")
 def rounds_up(config, workers, seconds):
-    fair = -(-config.max_ack_pending // workers)
+    fair = math.ceil(config.max_ack_pending / workers)
     return max(1, min(fair, in_half_of_ack_wait(config, seconds)))
 
 
@@ -59,6 +63,19 @@ def a_fraction(config, workers, seconds):
     return max(1, min(fair, in_half_of_ack_wait(config, seconds)))
 
 
+@wrong(
+    "batch_size",
+    "With max_ack_pending=-1, ack_wait=1, 2 workers and 0.07 s a message it returned 1",
+)
+def takes_no_limit_for_a_limit_of_minus_one(config, workers, seconds):
+    return max(1, min(config.max_ack_pending // workers, in_half_of_ack_wait(config, seconds)))
+
+
+@wrong("batch_size", "returned 1; wanted:")
+def knows_what_was_tried(config, workers, seconds):
+    return {32: 10, 64: 8, 2: 1, -1: 7}.get(config.max_ack_pending, 1)
+
+
 @wrong("batch_size", "returned 1; wanted: 10")
 def always_one(config, workers, seconds):
     return 1
@@ -67,12 +84,20 @@ def always_one(config, workers, seconds):
 @right("batch_size")
 def tries_one_more_while_it_fits(config, workers, seconds):
     batch = 1
-    while (
-        workers * (batch + 1) <= config.max_ack_pending
-        and (batch + 1) * seconds <= config.ack_wait / 2
+    unlimited = config.max_ack_pending < 0
+    while (batch + 1) * seconds <= config.ack_wait / 2 and (
+        unlimited or workers * (batch + 1) <= config.max_ack_pending
     ):
         batch += 1
     return batch
+
+
+@right("batch_size")
+def the_smallest_of_its_limits(config, workers, seconds):
+    limits = [math.floor(config.ack_wait / (2 * seconds))]
+    if config.max_ack_pending != -1:
+        limits.append(divmod(config.max_ack_pending, workers)[0])
+    return min(limits) or 1
 
 
 async def until_all_acked(sub, one, batch=6, timeout=0.3):
@@ -119,7 +144,7 @@ async def acks_first(sub, handle):
     await until_all_acked(sub, one)
 
 
-@wrong("bring_down", "ValueError left bring_down")
+@wrong("bring_down", "ValueError: order 13 failed, and that left bring_down")
 async def an_error_gets_out(sub, handle):
     async def one(msg):
         try:
@@ -132,7 +157,7 @@ async def an_error_gets_out(sub, handle):
     await until_all_acked(sub, one)
 
 
-@wrong("bring_down", "no nak came")
+@wrong("bring_down", "handle raised 4 times, and 0 naks came")
 async def leaves_it_to_ack_wait(sub, handle):
     async def one(msg):
         try:
@@ -145,14 +170,80 @@ async def leaves_it_to_ack_wait(sub, handle):
     await until_all_acked(sub, one)
 
 
-@wrong("bring_down", "no nak came")
+@wrong("bring_down", "handle raised 4 times, and 0 naks came")
 async def tries_again_in_place(sub, handle):
+    async def one(msg):
+        while True:
+            try:
+                await handle(msg)
+            except Exception:
+                continue
+            return await msg.ack()
+
+    await until_all_acked(sub, one)
+
+
+@wrong("bring_down", "NoPaper: order 17 failed, and that left bring_down")
+async def knows_two_errors(sub, handle):
+    async def one(msg):
+        try:
+            await handle(msg)
+        except (ValueError, TimeoutError):
+            await msg.nak()
+        else:
+            await msg.ack()
+
+    await until_all_acked(sub, one)
+
+
+@wrong("bring_down", "handle raised 4 times, and 3 naks came")
+async def takes_a_timeout_of_the_work_for_an_empty_fetch(sub, handle):
+    async def one(msg):
+        try:
+            await handle(msg)
+        except TimeoutError:
+            raise
+        except Exception:
+            await msg.nak()
+        else:
+            await msg.ack()
+
+    info = await sub.consumer_info()
+    while info.num_pending + info.num_ack_pending:
+        with contextlib.suppress(TimeoutError):
+            msgs = await sub.fetch(6, timeout=0.3)
+            await asyncio.gather(*[one(msg) for msg in msgs])
+        info = await sub.consumer_info()
+
+
+@wrong("bring_down", "that what has worked is not handled again")
+async def naks_all_six_if_one_fails(sub, handle):
+    queue = []
+
+    async def six(msgs):
+        failed = await asyncio.gather(*[handle(msg) for msg in msgs], return_exceptions=True)
+        for msg in msgs:
+            await (msg.nak() if any(failed) else msg.ack())
+
+    async def one(msg):
+        queue.append(msg)
+        if len(queue) == 6:
+            msgs = queue.copy()
+            queue.clear()
+            await six(msgs)
+
+    await until_all_acked(sub, one)
+
+
+@wrong("bring_down", "order 13, and it was settled all the same")
+async def a_second_failure_is_the_last(sub, handle):
     async def one(msg):
         try:
             await handle(msg)
         except Exception:
-            await handle(msg)
-        await msg.ack()
+            await (msg.nak() if msg.metadata.num_delivered == 1 else msg.term())
+        else:
+            await msg.ack()
 
     await until_all_acked(sub, one)
 
@@ -175,6 +266,21 @@ async def never_acks(sub, handle):
     while (await sub.consumer_info()).num_pending:
         msgs = await sub.fetch(6, timeout=0.3)
         await asyncio.gather(*[handle(msg) for msg in msgs], return_exceptions=True)
+
+
+@wrong("bring_down", "handle was still at work on 1 orders")
+async def ends_on_an_empty_fetch(sub, handle):
+    slots = asyncio.Semaphore(6)
+    tasks = set()
+
+    async def one(msg):
+        async with slots:
+            await ack_or_nak(handle, msg)
+
+    with contextlib.suppress(TimeoutError):
+        while True:
+            for msg in await sub.fetch(100, timeout=1):
+                tasks.add(asyncio.create_task(one(msg)))
 
 
 @wrong("bring_down", "24 orders were pending")
@@ -211,3 +317,30 @@ async def six_workers(sub, handle):
                 await ack_or_nak(handle, msg)
 
     await asyncio.gather(*[worker() for _ in range(6)])
+
+
+@right("bring_down")
+async def counts_what_is_done_and_naks_with_a_delay(sub, handle):
+    waiting = asyncio.Queue(maxsize=1)
+    info = await sub.consumer_info()
+    left = info.num_pending + info.num_ack_pending
+
+    async def hand():
+        nonlocal left
+        while True:
+            msg = await waiting.get()
+            try:
+                await handle(msg)
+                await msg.ack_sync()
+                left -= 1
+            except Exception:
+                await msg.nak(delay=0.2)
+
+    hands = [asyncio.create_task(hand()) for _ in range(6)]
+    while left:
+        with contextlib.suppress(asyncio.TimeoutError):
+            for msg in await sub.fetch(1, timeout=0.1):
+                await waiting.put(msg)
+    for task in hands:
+        task.cancel()
+    await asyncio.gather(*hands, return_exceptions=True)
