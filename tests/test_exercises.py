@@ -3,6 +3,7 @@ hears its own words, and each right answer in another style passes."""
 
 import asyncio
 import collections
+import contextlib
 import importlib
 import inspect
 import os
@@ -221,6 +222,26 @@ async def test_a_check_that_never_ends_is_ended():
 
     exercise = engine.Exercise(patient, [], limit=0.05)
     assert "did not end within 0.05 s" in await exercise.verdict(1)
+
+
+async def test_also_one_that_swallows_a_cancel():
+    async def stubborn(lab, answer):
+        "Wait."
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    exercise = engine.Exercise(stubborn, [], limit=0.05)
+    assert "did not end within 0.05 s" in await exercise.verdict(1)
+
+
+async def test_a_timeout_of_the_answer_is_not_taken_for_one_of_the_check():
+    async def impatient(lab, answer):
+        "Wait."
+        await asyncio.wait_for(asyncio.sleep(1), 0.01)
+
+    exercise = engine.Exercise(impatient, [])
+    assert "Your code raised TimeoutError" in await exercise.verdict(1)
 
 
 async def test_a_coroutine_in_place_of_a_function_is_told_apart():

@@ -126,20 +126,19 @@ class Exercise(Helped):
 
     async def _mistake(self, answer):
         """What is not right yet about this answer (text), or None."""
+        check = asyncio.ensure_future(self.check(self.lab, answer))
         try:
-            await asyncio.wait_for(self.check(self.lab, answer), self.limit)
-            return None
+            await asyncio.wait([check], timeout=self.limit)
+            if not check.done():
+                return f"It did not end within {self.limit} s."
+        finally:
+            await _cancel(check)
+        try:
+            return check.result()  # None
         except NotYet as observed:
             return str(observed)
-        except TimeoutError as error:
-            if str(error):
-                return f"It ended with {type(error).__name__}: {error}."
-            return (
-                f"It did not end within {self.limit} s: something waits for a message that never"
-                " comes."
-            )
-        except Exception as error:
-            words = f"{type(error).__name__}: {error}".rstrip(".")
+        except (Exception, asyncio.CancelledError) as error:
+            words = f"{type(error).__name__}: {error}".rstrip(".: ")
             return f"Your code raised {words}{where(error)}."
 
     def hint(self):
@@ -160,6 +159,16 @@ class Exercise(Helped):
     def _report(self, event):
         if self.report:
             self.report(self.name, event)
+
+
+async def _cancel(task):
+    """Ends a task, if it can be ended: an answer may swallow a cancel, but not hold up the
+    notebook."""
+    for _ in range(5):
+        if task.done():
+            return
+        task.cancel()
+        await asyncio.wait([task], timeout=0.5)
 
 
 def exercise(hints, limit=LIMIT, file=None, variable=None):
