@@ -2,16 +2,55 @@
 
 import asyncio
 import json
+import random
+import re
 import time
 
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import fetch, queue, wants_function
 
-ANSWERS = {"+ACK": "ack", "": "ack", "-NAK": "nak", "+TERM": "term", "+WPI": "in progress"}
-WANTED = {b"fine": "ack", b"away": "nak", b"bad": "term", b"bug": "nak"}  # body -> answer
 WORK = 0.3  # seconds of work on each message of a batch
+ROOM = 0.3  # seconds that ack wait leaves to the work on a batch, and to the time a dead worker has
 BACK = 2  # seconds after which a dead worker's messages must be with another one
+GO_DURATION = r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)"
+UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
+
+
+class _Answers:
+    """What the server hears about the messages of a stream, in whatever way it is said."""
+
+    WORDS = {"+ACK": "ack", "": "ack", "+NXT": "ack", "-NAK": "nak", "+TERM": "term"}
+
+    def __init__(self, lab, stream):
+        self.lab = lab
+        self.subject = f"$JS.ACK.{stream}.>"
+        self.heard = []  # (reply subject of the message, payload)
+        self.lock = asyncio.Lock()  # two works may end at once
+
+    async def __aenter__(self):
+        self.sub = await self.lab.nc.subscribe(self.subject)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.sub.unsubscribe()
+
+    async def to(self, msg, kinds=("ack", "nak", "term")):
+        """The answers of these kinds to this delivery of a message: [(kind, its argument)]."""
+        await asyncio.sleep(0)
+        async with self.lock:
+            await self.lab.nc.flush()
+            for _ in range(self.sub.pending_msgs):
+                said = await self.sub.next_msg()
+                self.heard.append((said.subject, said.data.decode(errors="replace")))
+        return [
+            (self._kind(payload), payload.partition(" ")[2])
+            for reply, payload in self.heard
+            if reply == msg.reply and self._kind(payload) in kinds
+        ]
+
+    def _kind(self, payload):
+        return self.WORDS.get(payload.partition(" ")[0], payload)
 
 
 @exercise(
@@ -25,22 +64,27 @@ BACK = 2  # seconds after which a dead worker's messages must be with another on
 )
 async def right_answer(lab, answer):
     """Answer each message once: ack, nak with a delay, or term, by what process(msg) does; raise
-    nothing."""
+    nothing but a cancel."""
     wants_function(answer, "msg, process")
-    task = _Task()
-    tap = await lab.nc.subscribe("$JS.ACK.EX_ANSWER.>")
-    try:
-        [sub] = await queue(lab, "EX_ANSWER", WANTED, ack_wait=30)
-        for _ in WANTED:
+    cases = [
+        (None, "ack"),
+        (ConnectionRefusedError("the database is away"), "nak"),
+        (json.JSONDecodeError("no amount", "", 0), "term"),
+        (KeyError("customer"), "nak"),
+        (TimeoutError("no answer from the bank"), "nak"),
+    ]
+    random.shuffle(cases)  # so that nothing but process tells what the answer is
+    bodies = [b"%d" % number for number in range(len(cases) + 1)]
+    async with _Answers(lab, "EX_ANSWER") as answers:
+        try:
+            [sub] = await queue(lab, "EX_ANSWER", bodies, ack_wait=30)
+            for raised, wanted in cases:
+                [msg] = await sub.fetch(1, timeout=5)
+                await _answers_as_wanted(answer, msg, answers, raised, wanted)
             [msg] = await sub.fetch(1, timeout=5)
-            await _catches_all(answer, msg, task)
-            await asyncio.sleep(0)
-            await lab.nc.flush()
-            said = [(await tap.next_msg()).data.decode() for _ in range(tap.pending_msgs)]
-            _answered_as_wanted(msg, said, task)
-    finally:
-        await tap.unsubscribe()
-        await delete(lab.js, "EX_ANSWER")
+            await _lets_a_cancel_out(answer, msg)
+        finally:
+            await delete(lab.js, "EX_ANSWER")
 
 
 async def handle(msg, process):
@@ -59,56 +103,78 @@ async def handle(msg, process):
 right_answer.solved_by(handle)
 
 
-class _Task:
-    """`process`, and whether it found a message answered before it had ended."""
+async def _answers_as_wanted(answer, msg, answers, raised, wanted):
+    """raised: what process raises (None: it returns)."""
+    ended, early = False, []
 
-    def __init__(self):
-        self.found_an_answer = False
-        self.errors = {  # body -> what process raises
-            b"away": ConnectionError("the database is away"),
-            b"bad": ValueError("no amount"),
-            b"bug": KeyError("customer"),
-        }
-
-    async def process(self, msg):
+    async def process(msg):
+        nonlocal ended, early
         await asyncio.sleep(0.02)
-        if msg.is_acked:
-            self.found_an_answer = True
-        if msg.data in self.errors:
-            raise self.errors[msg.data]
+        early = await answers.to(msg)
+        ended = True
+        if raised:
+            raise raised
 
-
-async def _catches_all(answer, msg, task):
-    """Lets the answer handle the message; raises NotYet if what process raised comes out."""
+    came_out = None
     try:
-        await answer(msg, task.process)
+        await answer(msg, process)
     except Exception as error:
-        saw = f"{type(error).__name__} left handle and would have ended the loop"
-        came_out = error is task.errors.get(msg.data)
-        want(not came_out, saw, f"caught, and answered with {WANTED[msg.data]}")
-        if not task.found_an_answer:  # else that is why another answer failed
-            raise
-
-
-def _answered_as_wanted(msg, said, task):
-    """said: payloads of the answers (list of text)."""
-    error = task.errors.get(msg.data)
-    when = f"When process raised {type(error).__name__}" if error else "When process returned"
-    words = " and ".join(map(_word, said)) or "nothing"
-    saw = f"handle answered with {words} before process had ended"
-    want(not task.found_an_answer, saw, "process first")
-    wanted = WANTED[msg.data]
-    want(words == wanted, f"{when}, handle answered with {words}", f"{wanted}, once")
+        came_out = error
+    saw = f"handle answered with {_words(early)} before process had ended"
+    want(not early, saw, "process first")
+    want(ended, "handle returned before process had ended", "it awaits process(msg)")
+    kind = type(raised).__name__
+    came = f"{kind} left handle and would have ended the loop"
+    want(not came_out or came_out is not raised, came, f"caught, and answered with {wanted}")
+    saw = "handle ended with a TimeoutError of its own"  # else it would pass for the check's limit
+    want(not isinstance(came_out, TimeoutError) or came_out is raised, saw, "it raises nothing")
+    if came_out:
+        raise came_out
+    said = await answers.to(msg)
+    when = f"When process raised {kind}" if raised else "When process returned"
+    if raised and kind in ("JSONDecodeError", "ConnectionRefusedError"):
+        when += f" (a {'ValueError' if wanted == 'term' else 'ConnectionError'})"
+    saw = f"{when}, handle answered with {_words(said)}"
+    want([kind for kind, _ in said] == [wanted], saw, f"{wanted}, once")
     if wanted == "nak":
-        options = json.loads(said[0].partition(" ")[2] or "{}")
-        delay = options.get("delay", 0) / 1e9  # from nanoseconds
-        saw = f"{when}, handle answered with nak, with a delay of {delay:g} s"
+        delay = _seconds(said[0][1])
+        saw = f"{saw}, with a delay of {delay:g} s"
         want(delay >= 0.2, saw, "at least 0.2 s")
         want(delay <= 60, saw, "seconds, and at most 60 of them")
 
 
-def _word(payload):
-    return ANSWERS.get(payload.split(" ")[0], payload)
+async def _lets_a_cancel_out(answer, msg):
+    """The worker is told to stop in the middle of the work."""
+    begun = asyncio.Event()
+
+    async def process(msg):
+        begun.set()
+        await asyncio.sleep(60)
+
+    handling = asyncio.create_task(answer(msg, process))
+    waiting = asyncio.create_task(begun.wait())
+    await asyncio.wait([handling, waiting], return_when="FIRST_COMPLETED")
+    waiting.cancel()
+    handling.cancel()
+    await asyncio.wait([handling], timeout=2)
+    saw = "handle was cancelled in the middle of the work, and"
+    want(handling.done(), f"{saw} went on for 2 s", "it ends")
+    came = "nothing" if handling.cancelled() or not handling.exception() else "another error"
+    wanted = "CancelledError: except Exception lets it through, a bare except does not"
+    want(handling.cancelled(), f"{saw} {came} came out", wanted)
+
+
+def _words(said):
+    return " and ".join(kind for kind, _ in said) or "nothing"
+
+
+def _seconds(argument):
+    """The delay of a nak: {"delay": nanoseconds}, or a duration as Go writes it."""
+    if not argument:
+        return 0
+    if argument.startswith("{"):
+        return json.loads(argument).get("delay", 0) / 1e9
+    return sum(float(number) * UNITS[unit] for number, unit in re.findall(GO_DURATION, argument))
 
 
 @exercise(
@@ -119,19 +185,24 @@ def _word(payload):
     ]
 )
 async def keep_it(lab, answer):
-    """Keep a message with heartbeats while work(msg) runs, ack afterwards; if work raises, stop and
-    let it out."""
+    """Keep a message with heartbeats while work(msg) runs, ack afterwards; if work raises, or at a
+    cancel, let go of it."""
     wants_function(answer, "msg, work")
     others = asyncio.all_tasks()
-    try:
-        [sub] = await queue(lab, "EX_KEEP", [b"long"], ack_wait=1)
-        await _keeps_until_work_has_ended(sub, answer)
-        _end_tasks_of_the_answer(others)
-        await lab.js.publish("ex_keep.new", b"fails")
-        await _lets_go_when_work_fails(sub, answer)
-    finally:
-        _end_tasks_of_the_answer(others)
-        await delete(lab.js, "EX_KEEP")
+    async with _Answers(lab, "EX_KEEP") as answers:
+        try:
+            [sub] = await queue(lab, "EX_KEEP", [b"1", b"2"], ack_wait=1)
+            before = (await sub.consumer_info()).config
+            await _keeps_until_work_has_ended(sub, answer, answers, others)
+            _end_tasks_of_the_answer(others)
+            await _left_the_settings(sub, before)
+            for number in (b"3", b"4"):
+                await lab.js.publish("ex_keep.new", number)
+            await _lets_go(sub, answer, answers)
+            await _left_the_settings(sub, before)
+        finally:
+            _end_tasks_of_the_answer(others)
+            await delete(lab.js, "EX_KEEP")
 
 
 async def keep(msg, work):
@@ -151,71 +222,145 @@ async def keep(msg, work):
 keep_it.solved_by(keep)
 
 
-async def _keeps_until_work_has_ended(sub, answer):
-    """While the answer works for 2.5 s, another worker asks for its message."""
-    answered_early = False
+async def _left_the_settings(sub, before):
+    now = (await sub.consumer_info()).config
+    changed = [key for key, value in vars(before).items() if value != getattr(now, key)]
+    changed = ", ".join(key for key in changed if key != "metadata")
+    want(not changed, f"keep changed settings of the consumer: {changed}", "settings as they were")
+
+
+async def _keeps_until_work_has_ended(sub, answer, answers, others):
+    """While the answer works for 2.5 s on each of two messages, another worker asks for them."""
+    early = {}
 
     async def work(msg):
-        nonlocal answered_early
         await asyncio.sleep(2.5)
-        answered_early = msg.is_acked
+        early[msg.data] = await answers.to(msg)
 
-    [msg] = await sub.fetch(1, timeout=5)
+    msgs, _ = await _take(sub, 2)
     start = time.monotonic()
-    keeping = asyncio.create_task(answer(msg, work))
+    keeping = [asyncio.create_task(answer(msg, work)) for msg in msgs]
+    await asyncio.sleep(0)
+    tasks = _tasks_of_the_answer(others)  # among them a heartbeat that dies
     try:
-        while not keeping.done():
+        while not all(task.done() for task in keeping):
+            tasks |= _tasks_of_the_answer(others)
             for copy in await fetch(sub, timeout=0.2):
-                raise NotYet(
-                    f"After {time.monotonic() - start:.1f} s another worker got the message"
-                    f" (delivery number {copy.metadata.num_delivered}); wanted: heartbeats until"
-                    " work has ended."
+                saw = (
+                    f"After {time.monotonic() - start:.1f} s another worker got a message (delivery"
+                    f" number {copy.metadata.num_delivered}), while its work was still running"
                 )
-        saw = "The message was answered for good while work was still running"
-        want(not answered_early, saw, "the ack after it")
-        await keeping
-        await asyncio.sleep(0.1)
-        want(msg.is_acked, "When work had ended, keep left 1 message unanswered", "an ack")
+                want(False, f"{saw}{_deaths(tasks)}", "heartbeats until work has ended")
+        for said in early.values():
+            saw = f"The message was answered with {_words(said)} while work was still running"
+            want(not said, saw, "the ack after it")
+        for task in keeping:
+            error = task.exception()
+            saw = f"{type(error).__name__} came out of keep, and work had raised nothing"
+            want(not isinstance(error, TimeoutError), saw, "an ack after work")
+            await task
+        want(len(early) == 2, "keep returned before work had ended", "it awaits work(msg)")
+        for msg in msgs:
+            said = await answers.to(msg)
+            saw = f"When work had ended, keep answered with {_words(said)}"
+            want([kind for kind, _ in said] == ["ack"], saw, "an ack")
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
 
 
-async def _lets_go_when_work_fails(sub, answer):
-    async def work(msg):
+def _deaths(tasks):
+    """What ended tasks of the answer with an error, as text."""
+    for task in tasks:
+        if task.done() and not task.cancelled() and task.exception():
+            error = task.exception()
+            return f". A task that keep began had ended with {type(error).__name__}: {error}"
+    return ""
+
+
+async def _lets_go(sub, answer, answers):
+    """work raises on one message; keep is cancelled on the other one. Both come back."""
+    failed, begun = RuntimeError("the work failed"), asyncio.Event()
+
+    async def fails(msg):
         await asyncio.sleep(0.1)
-        raise RuntimeError("the work failed")
+        raise failed
 
-    [msg] = await sub.fetch(1, timeout=5)
-    try:
-        await answer(msg, work)
-        came_out = False
-    except RuntimeError:
-        came_out = True
-    saw = "work raised RuntimeError, and"
-    want(came_out, f"{saw} keep returned", "the exception comes out")
-    want(not msg.is_acked, f"{saw} keep answered it for good", "no ack, so that it comes back")
-    back = await fetch(sub, timeout=2)
-    saw = f"{saw} 2 s later the message was not back: the heartbeat is still beating"
-    want(back, saw, "it ends with the work, and the message is back after ack wait, 1 s")
+    async def goes_on(msg):
+        begun.set()
+        await asyncio.sleep(60)
+
+    [one, two], _ = await _take(sub, 2)
+    keeping = asyncio.create_task(answer(one, fails))
+    ending = asyncio.create_task(answer(two, goes_on))
+    waiting = asyncio.create_task(begun.wait())
+    await asyncio.wait([ending, waiting], return_when="FIRST_COMPLETED")
+    waiting.cancel()
+    ending.cancel()
+    since = time.monotonic()
+    back = {}
+    while len(back) < 2 and time.monotonic() < since + 2.3:
+        for msg in await fetch(sub, 2 - len(back), timeout=0.2):
+            back[msg.metadata.sequence.stream] = msg
+    _, running = await asyncio.wait([keeping, ending], timeout=0.1)
+    for task in running:
+        task.cancel()
+    raised = await asyncio.gather(keeping, ending, return_exceptions=True)
+    cases = [
+        (
+            "work raised RuntimeError, and",
+            one,
+            keeping,
+            raised[0] is failed,
+            "the exception of work",
+        ),
+        ("keep was cancelled, and", two, ending, ending.cancelled(), "the cancel"),
+    ]
+    for saw, msg, task, right, wanted in cases:
+        want(
+            task not in running, f"{saw} 2 s later it had not ended", f"{wanted} comes out at once"
+        )
+        came = task.exception() if not task.cancelled() else asyncio.CancelledError()
+        what = f"{type(came).__name__} came out" if came else "keep returned"
+        want(right, f"{saw} {what}", f"{wanted} comes out")
+        said = await answers.to(msg)
+        final = [kind for kind, _ in said if kind != "nak"]
+        words = f"{saw} keep answered with {_words(said)}"
+        want(not final, words, "nothing that ends the message, so that it comes back")
+        if msg.metadata.sequence.stream in back:
+            continue
+        late = [argument for kind, argument in said if kind == "nak" and argument]
+        if late:
+            want(False, f"{words}, with a delay of {_seconds(late[0]):g} s", "back within 2 s")
+        beats = await answers.to(msg, ["+WPI"])
+        saw += f" 2 s later the message was not back; there were {len(beats)} heartbeats for it"
+        want(False, saw, "they end with the work, and ack wait (1 s) brings it back")
 
 
-def _end_tasks_of_the_answer(others):
-    """Ends the tasks that the answer has left behind: not these others, nor those that libraries
-    began meanwhile."""
+def _tasks_of_the_answer(others):
+    """The tasks that the answer has begun and that still run: not these others, nor those that
+    libraries began meanwhile."""
+    mine = set()
     for task in asyncio.all_tasks() - others - {asyncio.current_task()}:
         code = getattr(task.get_coro(), "cr_code", None)
         libraries = ("site-packages", "labkit", "asyncio")
         if code and not any(part in code.co_filename for part in libraries):
-            task.cancel()
+            mine.add(task)
+    return mine
+
+
+def _end_tasks_of_the_answer(others):
+    for task in _tasks_of_the_answer(others):
+        task.cancel()
 
 
 @exercise(
     hints=[
         "Ack wait runs for a whole batch from its delivery: "
         "its last message has waited for all the others.",
-        "Two bounds on ack wait: longer than batch × 0.3 s, with room to spare, "
-        "and shorter than 2 s.",
+        "Two bounds on ack wait: longer than batch × 0.3 s, and shorter than 2 s, "
+        "with 0.3 s of room on both sides.",
         "Three or four messages at a time, and an ack wait of about 1.5 s.",
     ],
     variable="settings",
@@ -237,6 +382,12 @@ async def nobody_shares(lab, answer):
         await _stay_with_a_busy_worker(lab, ack_wait, batch)
     finally:
         await delete(lab.js, "EX_SHARE")
+    spare = round(ack_wait - batch * WORK, 3)
+    saw = f"Ack wait is {ack_wait:g} s, and the work on the batch takes {batch * WORK:.1f} s"
+    want(spare >= ROOM, f"{saw}: {spare:g} s of room", f"at least {ROOM} s")
+    spare = round(BACK - ack_wait, 3)
+    saw = f"Ack wait is {ack_wait:g} s, and a dead worker's messages may take {BACK} s"
+    want(spare >= ROOM, f"{saw}: {spare:g} s of room", f"at least {ROOM} s")
 
 
 nobody_shares.solved_by({"ack_wait": 1.5, "batch": 3})
