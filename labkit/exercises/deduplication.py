@@ -3,6 +3,7 @@ overwrites nobody."""
 
 import asyncio
 import contextlib
+import re
 
 from nats.js import api
 from nats.js.errors import APIError, BadRequestError, NotFoundError
@@ -23,20 +24,16 @@ from labkit.exercises.helpers import fresh_stream, wants_function
     ]
 )
 async def survives_lost_answer(lab, answer):
-    """A publish that survives a lost answer, stored once."""
+    """A publish that survives a lost answer, a lost message and a late one, stored once."""
     wants_function(answer, "js, subject, body, key")
     try:
         await fresh_stream(lab, "ONCE", subjects=["once.*"])
-        async with _lossy_wire(lab) as (js, wire):
-            ack = await _publish_order_1(answer, js, wire)
-            await _stored_once(lab.js)
-            saw = f"After {_counted(wire.attempts, 'attempt')} your function returned {ack!r}"
-            wanted = "the PubAck of an attempt that was answered"
-            want(isinstance(ack, api.PubAck), saw, wanted)
-            await answer(js, "once.paid", b"42 EUR", "order-2")
-        held = await _held(lab.js)
-        saw = "Two orders with equal bodies were published, and the stream holds"
-        want(held == 2, f"{saw} {_counted(held, 'message')}", "2, one for each key")
+        async with _relayed(lab, _LossyWire(lab.nc.connected_url)) as (js, wire):
+            for number, lost in enumerate(("answer", "message", "order"), 1):
+                wire.begin(lost)
+                await _publish_order(answer, number, js, wire)
+                await _stored_once(number, js, wire)
+            await _known_again(answer, js)
     finally:
         await delete(lab.js, "ONCE")
 
@@ -53,34 +50,51 @@ async def publish_once(js, subject, body, key):
 survives_lost_answer.solved_by(publish_once)
 
 
-async def _publish_order_1(answer, js, wire):
-    """Returns what the answer returns."""
+async def _publish_order(answer, number, js, wire):
+    """Raises NotYet unless the answer returns a PubAck."""
     try:
-        return await answer(js, "once.paid", b"42 EUR", "order-1")
+        ack = await answer(js, "once.paid", b"42 EUR", f"order-{number}")
     except TimeoutError:
-        attempts = _counted(wire.attempts, "attempt")
+        attempts = _counted(len(wire.ids), "attempt")
         raise NotYet(
             f"TimeoutError came out of your function, after {attempts}; wanted: a PubAck, from"
             " another attempt."
         ) from None
+    saw = f"After {_counted(len(wire.ids), 'attempt')} your function returned {ack!r}"
+    wanted = "the PubAck of an attempt that was answered"
+    want(isinstance(ack, api.PubAck), saw, wanted)
 
 
-async def _stored_once(js):
-    held = await _held(js)
-    if held < 2:
-        return
-    messages = [await js.get_msg("ONCE", sequence) for sequence in (1, 2)]
-    have_ids = all("Nats-Msg-Id" in (message.headers or {}) for message in messages)
-    ids = "different ids" if have_ids else "no id"
-    raise NotYet(
-        f"The attempts carried {ids}, and after a lost answer the stream holds {held} messages of"
-        " order-1; wanted: 1."
-    )
+async def _stored_once(number, js, wire):
+    """Raises NotYet unless the stream holds each of so many orders once."""
+    ids = wire.ids
+    wire.begin(None)
+    await js.publish(
+        "once.end", timeout=5
+    )  # on the same connection: what was sent before is stored by now
+    await js.purge_stream("ONCE", subject="once.end")
+    held = (await js.stream_info("ONCE")).state.messages
+    holds = f"the stream holds {_counted(held, 'message')}"
+    if held < number and len(ids) < 2:
+        raise NotYet(
+            f"The first attempt for order-{number} got no answer, your function made no other one,"
+            f" and {holds}; wanted: {number}, for a TimeoutError does not say that it is stored."
+        )
+    wanted = f"{number}, one for each key"
+    want(held >= number, f"{number} orders with equal bodies were published, and {holds}", wanted)
+    happened = ("a lost answer", "a lost message", "a late message")[number - 1]
+    ids = "no id" if None in ids else "different ids"
+    saw = f"The attempts carried {ids}, and after {happened} {holds} of"
+    want(held == number, f"{saw} {_counted(number, 'order')}", number)
 
 
-async def _held(js):
-    """How many messages ONCE holds."""
-    return (await js.stream_info("ONCE")).state.messages
+async def _known_again(answer, js):
+    """As a publisher that was restarted, and does not know how far it had come."""
+    before = (await js.stream_info("ONCE")).state.messages
+    await answer(js, "once.paid", b"42 EUR", "order-1")
+    held = (await js.stream_info("ONCE")).state.messages
+    saw = f"order-1 was published by a second call, and the stream holds {held - before} more"
+    want(held == before, saw, "none: the id of an order is the same in each call")
 
 
 def _counted(number, noun):
@@ -88,39 +102,73 @@ def _counted(number, noun):
 
 
 class _Wire:
-    """A TCP relay to a node. It loses the first PubAck of ONCE that the node sends, and counts the
-    attempts: what is published on once.*."""
+    """A TCP relay to a node, which does not touch what it carries."""
 
     def __init__(self, node):
         self.node = node  # its address, a parsed URL
-        self.lost = False
-        self.attempts = 0
 
     async def link(self, reader, writer):
         there, back = await asyncio.open_connection(self.node.hostname, self.node.port)
-        await asyncio.gather(self._to_node(reader, back), self._to_client(there, writer))
+        await asyncio.gather(
+            self._carry(reader, back, self.to_node), self._carry(there, writer, self.to_client)
+        )
 
-    async def _to_node(self, reader, writer):
+    async def _carry(self, reader, writer, passes):
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                self.attempts += data.count(b"PUB once.")
-                writer.write(data)
+                writer.write(await passes(data))
         writer.close()
 
-    async def _to_client(self, reader, writer):
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if not self.lost and b'{"stream":"ONCE"' in data:
-                    self.lost = True
-                else:
-                    writer.write(data)
-        writer.close()
+    async def to_node(self, data):
+        return data
+
+    async def to_client(self, data):
+        return data
+
+
+class _LossyWire(_Wire):
+    """Something goes wrong with the first attempt for each order."""
+
+    def __init__(self, node):
+        super().__init__(node)
+        self.begin(None)
+
+    def begin(self, lost):
+        """lost: "answer"; "message"; "order" (it arrives behind the second attempt); or None."""
+        self.lost = lost
+        self.ids = []  # of the attempts: what is published on once.paid; None where there is no id
+        self.late = b""
+
+    async def to_node(self, data):
+        found = PUBLISH.search(data)
+        if not found:
+            return data
+        end = found.end() + int(found[1]) + len(b"\r\n")
+        its_id = re.search(rb"Nats-Msg-Id: ([^\r\n]*)", data[found.end() : end])
+        self.ids.append(its_id and its_id[1])
+        if self.lost == "message":
+            self.lost = None
+            return data[: found.start()] + data[end:]
+        if self.lost == "order":
+            self.lost = None
+            self.late = data[found.start() : end]
+            return data[: found.start()] + data[end:]
+        late, self.late = self.late, b""
+        return data + late
+
+    async def to_client(self, data):
+        if self.lost == "answer" and b'{"stream":"ONCE"' in data:
+            self.lost = None
+            return b""
+        return data
+
+
+PUBLISH = re.compile(rb"H?PUB once\.paid [^\r\n]*?(\d+)\r\n")  # its last number: bytes that follow
 
 
 @contextlib.asynccontextmanager
-async def _lossy_wire(lab):
-    """(JetStream context of a client at the near end, _Wire)."""
-    wire = _Wire(lab.nc.connected_url)
+async def _relayed(lab, wire):
+    """(JetStream context of a client at the near end, the wire)."""
     async with await asyncio.start_server(wire.link, "127.0.0.1") as server:
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         client = await lab.connect(name="exercise", servers=[url])
@@ -147,15 +195,18 @@ async def window_for_retries(lab, answer):
             answer = api.StreamConfig(**answer)
     is_readings = isinstance(answer, api.StreamConfig) and answer.name == "READINGS"
     want(is_readings, f"Your answer is {answer!r}", 'api.StreamConfig(name="READINGS", …)')
-    config = await _as_the_server_has_it(lab.js, answer)
-    saw = f"The stream's subjects are {config.subjects}"
-    want(config.subjects == ["readings.*"], saw, "['readings.*']")
-    saw = f"The stream's max_age is {config.max_age or 0:g} s"
-    want(config.max_age == 3600, saw, "3600 s, one hour")
-    saw = f"The stream remembers an id for {config.duplicate_window:g} s"
-    covers_retries = config.duplicate_window > 900
-    want(covers_retries, f"{saw}, and a retry may come after 900 s", "more than 900 s")
-    want(config.duplicate_window <= 1800, saw, "at most 1800 s, since ids cost memory")
+    await delete(lab.js, "READINGS")
+    try:
+        config = await _as_the_server_has_it(lab.js, answer)
+        _keeps_readings_for_an_hour(config)
+        saw = f"The stream remembers an id for {config.duplicate_window:g} s"
+        covers_retries = config.duplicate_window > 900
+        want(covers_retries, f"{saw}, and a retry may come after 900 s", "more than 900 s")
+        want(config.duplicate_window <= 1800, saw, "at most 1800 s, since ids cost memory")
+        await lab.settled("READINGS")
+        await _recognises_a_retry(lab.js)
+    finally:
+        await delete(lab.js, "READINGS")
 
 
 def readings_config():
@@ -172,8 +223,7 @@ window_for_retries.solved_by(readings_config)
 
 
 async def _as_the_server_has_it(js, config):
-    """Creates the stream, and deletes it; returns the config that the server made of this one."""
-    await delete(js, "READINGS")
+    """Creates the stream; returns the config that the server made of this one."""
     try:
         return (await js.add_stream(config)).config
     except APIError as error:
@@ -181,8 +231,34 @@ async def _as_the_server_has_it(js, config):
             f"The server refused it, error {error.err_code}: {error.description}; wanted: a config"
             " that it takes."
         ) from None
-    finally:
-        await delete(js, "READINGS")
+
+
+def _keeps_readings_for_an_hour(config):
+    saw = f"The stream's subjects are {config.subjects}"
+    want(config.subjects == ["readings.*"], saw, "['readings.*']")
+    saw = f"The stream's max_age is {config.max_age or 0:g} s"
+    want(config.max_age == 3600, saw, "3600 s, one hour")
+    retention, storage = (
+        getattr(value, "value", value) for value in (config.retention, config.storage)
+    )
+    wanted = "limits, so that no ack removes a reading before the hour is over"
+    want(retention == "limits", f"The stream's retention is {retention}", wanted)
+    saw = f"The stream's storage is {storage}, which a restart empties"
+    want(storage == "file", saw, "file")
+    for limit in ("max_msgs", "max_bytes", "max_msgs_per_subject"):
+        value = getattr(config, limit) or -1
+        saw = f"With {limit}={value} a reading may go before the hour is over"
+        want(value < 0, saw, "no limit but max_age")
+    saw = "With no_ack the stream answers no publish, so a meter cannot know that a reading is kept"
+    want(not config.no_ack, saw, "a stream that acks")
+
+
+async def _recognises_a_retry(js):
+    for _ in range(2):
+        ack = await js.publish("readings.meter", b"7", headers={"Nats-Msg-Id": "meter:7"})
+    held = (await js.stream_info("READINGS")).state.messages
+    saw = f"A reading was sent twice with one id; the stream holds {held} of it"
+    want(ack.duplicate and held == 1, saw, "1, and a duplicate")
 
 
 @exercise(
@@ -191,28 +267,29 @@ async def _as_the_server_has_it(js, config):
         "The loser starts over.",
         'The header is "Nats-Expected-Last-Subject-Sequence", its value a string: the sequence '
         'you read, or "0" for no message.',
-        "A `while True:` around read, publish, return. If `error.err_code == 10071`, it goes "
-        "round again; else it raises.",
+        "A `while True:` around read, publish, return. If `error.err_code` is 10071 or 10164, it "
+        "goes round again; else it raises.",
     ]
 )
 async def counts_together(lab, answer):
-    """A counter that ten writers share."""
+    """A counter that many writers share, here and elsewhere."""
     wants_function(answer, "js, subject, amount")
-    js = _WithRival(lab.js)
     try:
-        await fresh_stream(lab, "COUNTERS", subjects=["count.*"])
-        await lab.js.publish("count.other", b"0")
-        adds = [answer(js, "count.visits", 1) for _ in range(10)]
-        _none_refused(await asyncio.gather(*adds, return_exceptions=True))
-        wanted = 10 + js.rival
-        stands_at = await _counter(lab.js)
-        more = ", and 1 that somebody else added meanwhile," if js.rival else ""
-        saw = f"After 10 adds of 1 at once{more} the counter stands at {stands_at}"
-        want(stands_at == wanted, saw, f"{wanted}, nothing overwritten")
-        await answer(js, "count.visits", -3)
-        stands_at = await _counter(lab.js)
-        saw = f"The counter stood at {wanted}, and after an add of -3 at {stands_at}"
-        want(stands_at == wanted - 3, saw, wanted - 3)
+        await fresh_stream(lab, "COUNTERS", subjects=["count.*"], num_replicas=3, max_msg_size=1000)
+        async with _relayed(lab, _RivalWire(lab)) as (js, wire):
+            js = js._nc.jetstream(timeout=2)
+            adds = [answer(js, "count.visits", 1) for _ in range(10)]
+            _none_refused(await asyncio.gather(*adds, return_exceptions=True))
+            wanted = 10 + wire.rival
+            stands_at = await _counter(lab.js)
+            more = f", and {wire.rival} that somebody else added meanwhile,"
+            saw = f"After 10 adds of 1 at once{more} the counter stands at {stands_at}"
+            want(stands_at == wanted, saw, f"{wanted}, nothing overwritten")
+            await answer(js, "count.visits", -3)
+            stands_at = await _counter(lab.js)
+            saw = f"The counter stood at {wanted}, and after an add of -3 at {stands_at}"
+            want(stands_at == wanted - 3, saw, wanted - 3)
+            await _says_what_is_refused(answer, js)
     finally:
         await delete(lab.js, "COUNTERS")
 
@@ -228,7 +305,7 @@ async def add(js, subject, amount):
         try:
             return await js.publish(subject, str(value + amount).encode(), headers=headers)
         except BadRequestError as error:
-            if error.err_code != 10071:
+            if error.err_code not in (10071, 10164):
                 raise
 
 
@@ -236,19 +313,20 @@ counts_together.solved_by(add)
 
 
 def _none_refused(ended):
-    """ended: what each add returned or raised (list). Raises NotYet for errors 10071, and any other
+    """ended: what each add returned or raised (list). Raises NotYet for a lost race, and any other
     error as it is."""
     errors = [end for end in ended if isinstance(end, Exception)]
+    codes = sorted({error.err_code for error in errors if _is_overtaken(error)})
     refused = [error for error in errors if _is_overtaken(error)]
-    saw = f"{len(refused)} of {len(ended)} adds ended in error 10071"
+    saw = f"{len(refused)} of {len(ended)} adds ended in error {' or '.join(map(str, codes))}"
     want(not refused, saw, "the loser reads again and tries again")
     for error in errors:
         raise error
 
 
 def _is_overtaken(error):
-    """True for the server's "wrong last sequence"."""
-    return isinstance(error, BadRequestError) and error.err_code == 10071
+    """True for the server's "wrong last sequence", with the sequence or without."""
+    return isinstance(error, BadRequestError) and error.err_code in (10071, 10164)
 
 
 async def _counter(js):
@@ -258,21 +336,34 @@ async def _counter(js):
         raise NotYet("Nothing is stored on count.visits after 10 adds of 1; wanted: 10.") from None
 
 
-class _WithRival:
-    """A JetStream context with a rival: behind the first read that finds a value, somebody else
-    adds 1 to it."""
+async def _says_what_is_refused(answer, js):
+    """The stream takes at most 1000 bytes: error 10054, which no further try mends."""
+    wanted = "it comes out of your function at once"
+    what = "The stream refused a number of 2001 digits (10054)"
+    call = asyncio.create_task(answer(js, "count.visits", 10**2000))
+    try:
+        await asyncio.wait([call], timeout=2)
+        want(call.done(), f"{what}, and 2 s later your function had not ended", wanted)
+        if not call.exception():
+            raise NotYet(f"{what}, and your function returned {call.result()!r}; wanted: {wanted}.")
+    finally:
+        while not call.done():  # asyncio.wait_for (Python 3.11) loses some cancellations
+            call.cancel()
+            await asyncio.wait([call], timeout=0.1)
 
-    def __init__(self, js):
-        self.js = js
+
+class _RivalWire(_Wire):
+    """Somebody else writes on another connection, between the read and the publish of whoever works
+    at the near end: three times, to the same subject and to another one."""
+
+    def __init__(self, lab):
+        super().__init__(lab.nc.connected_url)
+        self.js = lab.js
         self.rival = 0  # what the rival has added
 
-    def __getattr__(self, name):
-        return getattr(self.js, name)
-
-    async def get_last_msg(self, stream_name, subject, *more, **named):
-        found = await self.js.get_last_msg(stream_name, subject, *more, **named)
-        if subject == "count.visits" and not self.rival:
-            self.rival = 1
+    async def to_node(self, data):
+        if b"PUB count.visits " in data and self.rival < 3:
+            self.rival += 1
+            await add(self.js, "count.visits", 1)
             await self.js.publish("count.other", b"0")
-            await add(self.js, subject, 1)
-        return found
+        return data

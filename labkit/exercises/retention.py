@@ -1,16 +1,19 @@
 """Exercises of lesson 12: the newest of each, a work queue with owners, an interest stream that
 loses nothing."""
 
+import collections
+import uuid
+
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import comes_true, wants_function
 
-# The busy sensor comes last, so that a limit of the whole stream shows in the others.
 READINGS = {"sensors.b": 5, "sensors.c": 3, "sensors.a": 9}
 OWNED = ["office.letters.1", "office.letters.b", "office.calls.1", "office.calls.b"]
 ALERTS = ["fire", "flood", "fire", "flood", "fire", "frost", "frost"]
+LIMITS = ("max_msgs", "max_bytes", "max_age")
 
 
 @exercise(
@@ -56,12 +59,25 @@ async def _created(js, config):
 
 def _removes_by_number_alone(config):
     saw = f"The stream listens to {_listed(config.subjects)}"
-    want(config.subjects == ["sensors.*"], saw, "'sensors.*'")
+    want(config.subjects in (["sensors.*"], ["sensors.>"]), saw, "'sensors.*'")
     retention = _word(config.retention)
     wanted = "limits, so that no reader and no ack removes a reading"
     want(retention == "limits", f"The stream's retention is {retention}", wanted)
     saw = f"Readings expire after {config.max_age or 0:g} s"
     want(not config.max_age, saw, "kept until three newer ones come")
+    for limit in ("max_msgs", "max_bytes"):
+        value = getattr(config, limit) or -1
+        saw = f"{limit}={value} counts the readings of all sensors together"
+        want(value < 0, saw, "no such limit, however many sensors there are")
+    _is_on_disk(config)
+
+
+def _is_on_disk(config):
+    """On disk, and its publishers hear of it."""
+    saw = f"{config.name} is stored in {_word(config.storage)}, which a restart empties"
+    want(_word(config.storage) == "file", saw, "file storage")
+    saw = f"With no_ack, {config.name} answers no publish: nobody hears what it has taken"
+    want(not config.no_ack, saw, "a stream that acks")
 
 
 async def _send_readings(js, subject, count):
@@ -77,8 +93,8 @@ async def _send_readings(js, subject, count):
 
 @exercise(
     hints=[
-        "The stream need not listen to `office.>`: subjects is a list, "
-        "and may name what has an owner.",
+        "A stream may listen to several subjects: subjects is a list. "
+        "`*` stands for one token, `>` for one or more.",
         '`js.add_consumer(stream, durable_name=…, filter_subject=…, ack_policy="explicit")`, '
         "once for each.",
     ]
@@ -90,16 +106,23 @@ async def two_owners(lab, answer):
     await delete(lab.js, "OFFICE")
     try:
         await answer(lab.js)
-        await _config(lab.js, "OFFICE", retention="workqueue")
-        await _durable_consumers(lab.js, "OFFICE", ["calls", "letters"])
+        config = await _config(lab.js, "OFFICE", retention="workqueue")
+        _loses_nothing(config)
+        for consumer in await _durable_consumers(lab.js, "OFFICE", ["calls", "letters"]):
+            _stays_and_never_gives_up(consumer)
         await lab.settled("OFFICE")
         for subject in OWNED:
-            await _publish(lab.js, "OFFICE", subject)
+            await _publish(lab.js, "OFFICE", subject, b"to do")
         for owner in ("letters", "calls"):
-            subjects = [msg.subject for msg in await _read(lab.js, owner, "OFFICE")]
+            got = await _read_and_ack(lab.js, owner, "OFFICE")
+            subjects = [msg.subject for msg in got]
             wanted = [subject for subject in OWNED if owner in subject]
             want(subjects == wanted, f"{owner} got {_listed(subjects)}", _listed(wanted))
-        await _refuses_what_nobody_owns(lab.js)
+            bodies = {msg.data for msg in got}
+            saw = f"{owner} got the bodies {_listed(bodies)} of messages that say b'to do'"
+            want(bodies == {b"to do"}, saw, "whole messages")
+        for subject in ("office.visits.1", "office.letters.a.b", "office.calls.a.b", "office.x"):
+            await _refuses(subject, lab.js)
     finally:
         await delete(lab.js, "OFFICE")
 
@@ -119,15 +142,48 @@ async def set_up(js):
 two_owners.solved_by(set_up)
 
 
-async def _refuses_what_nobody_owns(js):
+async def _refuses(subject, js):
     try:
-        await js.publish("office.visits.1", b"", timeout=2)
+        await js.publish(subject, b"to do", timeout=2)
     except NoStreamResponseError:
         return
+    waiting = [info.name for info in await js.consumers_info("OFFICE") if info.num_pending]
+    if waiting:
+        raise NotYet(
+            f"{subject!r} was stored for {_listed(waiting)}; wanted: OFFICE takes nothing but"
+            " office.letters.* and office.calls.*."
+        )
     raise NotYet(
-        "'office.visits.1' was stored and has no owner, so it would stay for ever; wanted: no"
-        " stream takes it."
+        f"{subject!r} was stored and has no owner, so it would stay for ever; wanted: no stream"
+        " takes it."
     )
+
+
+def _loses_nothing(config):
+    """No limit of the stream removes a message, and it is on disk."""
+    for limit in LIMITS:
+        value = getattr(config, limit) or -1
+        saw = f"With {limit}={value:g}, discard {_word(config.discard)}, {config.name}"
+        stays = value < 0 or (limit != "max_age" and _word(config.discard) == "new")
+        want(stays, f"{saw} drops what nobody has acked", "kept until the ack")
+    value = config.max_msgs_per_subject or -1
+    saw = f"With max_msgs_per_subject={value}, {config.name} drops the older ones of a subject"
+    want(value < 0, saw, "kept until the ack")
+    _is_on_disk(config)
+
+
+def _stays_and_never_gives_up(consumer):
+    name, config = consumer.name, consumer.config
+    saw = f"{name} is a push consumer"
+    want(not config.deliver_subject, saw, "a pull consumer, without deliver_subject")
+    seconds = config.inactive_threshold or 0
+    saw = f"{name} vanishes when nobody has asked for {seconds:g} s, and its claim with it"
+    want(not seconds, saw, "it stays: no inactive_threshold")
+    tries = config.max_deliver or -1
+    saw = f"{name} gives a message up after max_deliver={tries}"
+    want(tries < 0, saw, "it tries until somebody has acked: no max_deliver")
+    saw = f"{name} keeps its acks in memory alone"
+    want(not config.mem_storage, saw, "on disk, without mem_storage")
 
 
 @exercise(
@@ -148,12 +204,15 @@ async def keep_all(lab, answer):
         config = await _config(lab.js, "ALERTS", retention="interest")
         saw = f"Alerts expire after {config.max_age or 0:g} s, read or not"
         want(not config.max_age, saw, "kept until both have acked")
+        _is_on_disk(config)
         for consumer in await _durable_consumers(lab.js, "ALERTS", ["archive", "pager"]):
             _needs_acks(consumer)
+            _stays_and_never_gives_up(consumer)
         await lab.settled("ALERTS")
         await _refuses_the_sixth(lab.js)
         for reader, left in (("pager", 5), ("archive", 0)):
             await _keeps_after_the_acks_of(reader, left, lab.js)
+        want(await _took(lab.js, "after"), "ALERTS is empty and refuses the next alert", "room")
     finally:
         await delete(lab.js, "ALERTS")
 
@@ -180,21 +239,24 @@ def _needs_acks(consumer):
 
 
 async def _refuses_the_sixth(js):
-    """Publishes all alerts while nobody reads."""
-    taken = [await _took(js, word) for word in ALERTS].count(True)
-    held = (await js.stream_info("ALERTS")).state.messages
-    saw = f"ALERTS took {taken} of 7 messages and holds {held}"
-    want(held <= 5, saw, "at most 5")
-    pushed_out = taken > held == 5
-    wanted = "the sixth is refused, so that the publisher knows"
-    want(not pushed_out, f"{saw}: unread ones were pushed out", wanted)
-    want(held == 5, f"{saw} of the 5 that it should keep", "each kept for both readers")
+    """Publishes all alerts while nobody reads; the first one on a subject that nobody knew."""
+    new, *others = ALERTS
+    words = [f"{new}-{uuid.uuid4().hex[:4]}", *others]
+    taken = [f"alerts.{word}" for word in words if await _took(js, word)]
+    state = (await js.stream_info("ALERTS", subjects_filter=">")).state
+    saw = f"ALERTS took {len(taken)} of 7 messages and holds {state.messages}"
+    want(state.messages <= 5, saw, "at most 5")
+    gone = collections.Counter(taken) - collections.Counter(state.subjects or {})
+    saw = f"{saw}: gone before anybody has read are {_listed(gone)}"
+    wanted = "what it takes is kept for both readers, and the sixth is refused"
+    want(not gone, saw, wanted)
+    want(state.messages == 5, f"ALERTS takes no more than {state.messages} messages", "5")
 
 
 async def _took(js, word):
     """Publishes an alert; False if the stream is full and refuses it."""
     try:
-        await _publish(js, "ALERTS", f"alerts.{word}")
+        await _publish(js, "ALERTS", f"alerts.{word}", b"")
         return True
     except APIError as error:
         if error.err_code != 10077:  # maximum messages exceeded
@@ -204,9 +266,7 @@ async def _took(js, word):
 
 async def _keeps_after_the_acks_of(reader, left, js):
     """Reads and acks all; so many messages must be left."""
-    got = await _read(js, reader, "ALERTS")
-    for msg in got:
-        await msg.ack_sync()
+    got = await _read_and_ack(js, reader, "ALERTS")
     held = None
 
     async def only_those_left():
@@ -254,21 +314,28 @@ async def _durable_consumers(js, stream, names):
     return consumers
 
 
-async def _publish(js, stream, subject):
+async def _publish(js, stream, subject, body):
     """Raises NotYet if no stream takes it."""
     try:
-        await js.publish(subject, b"")
+        await js.publish(subject, body)
     except NoStreamResponseError:
         raise NotYet(f"Nobody stores {subject!r}; wanted: {stream} does.") from None
 
 
-async def _read(js, consumer, stream):
+async def _read_and_ack(js, consumer, stream):
     """All that a pull consumer has to give now (list of messages)."""
     sub = await js.pull_subscribe_bind(consumer, stream)
     got = []
     try:
         while pending := (await js.consumer_info(stream, consumer)).num_pending:
-            got += await sub.fetch(pending, timeout=2)
+            [msg] = await sub.fetch(1, timeout=2)
+            await msg.ack_sync()
+            got.append(msg)
+    except TimeoutError:
+        raise NotYet(
+            f"{consumer} has {pending} messages waiting, and a fetch got none within 2 s; wanted:"
+            " whoever asks gets the next one."
+        ) from None
     finally:
         await sub.unsubscribe()
     return got

@@ -1,7 +1,9 @@
 """Answers to the exercises of deduplication."""
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import uuid
 
 from nats.js import api
@@ -24,7 +26,7 @@ async def until_answered(publish):
 
 @wrong(
     "survives_lost_answer",
-    "The attempts carried no id, and after a lost answer the stream holds 2 messages of order-1",
+    "The attempts carried no id, and after a lost answer the stream holds 2 messages of 1 order",
 )
 async def no_id(js, subject, body, key):
     return await until_answered(lambda: js.publish(subject, body))
@@ -33,7 +35,7 @@ async def no_id(js, subject, body, key):
 @wrong(
     "survives_lost_answer",
     "The attempts carried different ids, and after a lost answer the stream holds 2 messages of"
-    " order-1",
+    " 1 order",
 )
 async def an_id_for_each_attempt(js, subject, body, key):
     return await until_answered(
@@ -43,7 +45,7 @@ async def an_id_for_each_attempt(js, subject, body, key):
 
 @wrong(
     "survives_lost_answer",
-    "Two orders with equal bodies were published, and the stream holds 1 message; wanted: 2",
+    "2 orders with equal bodies were published, and the stream holds 1 message; wanted: 2",
 )
 async def the_body_as_id(js, subject, body, key):
     headers = {"Nats-Msg-Id": hashlib.sha256(body).hexdigest()}
@@ -64,6 +66,72 @@ async def silence_for_an_answer(js, subject, body, key):
         return await js.publish(subject, body, headers={"Nats-Msg-Id": key})
     except TimeoutError:
         pass
+
+
+@wrong("survives_lost_answer", "by a second call, and the stream holds 1 more; wanted: none")
+async def a_random_id_that_is_kept(js, subject, body, key):
+    headers = {"Nats-Msg-Id": str(uuid.uuid4())}
+    return await until_answered(lambda: js.publish(subject, body, headers=headers))
+
+
+@wrong(
+    "survives_lost_answer",
+    "The first attempt for order-2 got no answer, your function made no other one, and the stream"
+    " holds 1 message; wanted: 2",
+)
+async def takes_silence_for_stored(js, subject, body, key):
+    try:
+        return await js.publish(subject, body, headers={"Nats-Msg-Id": key})
+    except TimeoutError:
+        return api.PubAck(stream="ONCE", seq=1)
+
+
+@wrong(
+    "survives_lost_answer",
+    "The attempts carried no id, and after a late message the stream holds 4 messages of 3 orders",
+)
+async def looks_before_it_repeats(js, subject, body, key):
+    """It looks whether the message is there, while that is still on its way."""
+    headers = {"Order": key}
+    while True:
+        try:
+            return await js.publish(subject, body, headers=headers)
+        except TimeoutError:
+            with contextlib.suppress(NotFoundError):
+                last = await js.get_last_msg("ONCE", subject)
+                if last.headers == headers:
+                    return api.PubAck(stream="ONCE", seq=last.seq)
+
+
+@wrong("survives_lost_answer", "your function returned True; wanted: the PubAck")
+async def only_says_that_it_is_done(js, subject, body, key):
+    await until_answered(lambda: js.publish(subject, body, headers={"Nats-Msg-Id": key}))
+    return True
+
+
+@right("survives_lost_answer")
+async def with_a_request_of_its_own(js, subject, body, key):
+    """As js.publish() does it, with longer and longer patience."""
+    wait = 0.2
+    while True:
+        try:
+            headers = {"Nats-Msg-Id": hashlib.sha256(key.encode()).hexdigest()}
+            answer = await js._nc.request(subject, body, timeout=wait, headers=headers)
+            return api.PubAck.from_response(json.loads(answer.data))
+        except TimeoutError:
+            wait *= 2
+
+
+@right("survives_lost_answer")
+async def with_futures(js, subject, body, key):
+    for pause in (0.1, 0.2, 0.4):
+        future = await js.publish_async(subject, body, headers={"Nats-Msg-Id": f"once/{key}"})
+        done, _ = await asyncio.wait([future], timeout=0.5)
+        if done:
+            return future.result()
+        future.cancel()
+        await asyncio.sleep(pause)
+    raise ConnectionError("nobody answers")
 
 
 @right("survives_lost_answer")
@@ -108,6 +176,37 @@ def a_window_as_long_as_messages_live():
     return of_an_hour(duplicate_window=3600)
 
 
+@wrong("window_for_retries", "With max_msgs=1000 a reading may go before the hour is over")
+def a_limit_that_removes_readings():
+    return of_an_hour(duplicate_window=960, max_msgs=1000)
+
+
+@wrong("window_for_retries", "With max_msgs_per_subject=1 a reading may go")
+def the_newest_of_each_meter():
+    return of_an_hour(duplicate_window=960, max_msgs_per_subject=1)
+
+
+@wrong("window_for_retries", "storage is memory, which a restart empties")
+def in_memory():
+    return of_an_hour(duplicate_window=960, storage="memory")
+
+
+@wrong("window_for_retries", "retention is interest; wanted: limits")
+def gone_when_nobody_listens():
+    return of_an_hour(duplicate_window=960, retention=api.RetentionPolicy.INTEREST)
+
+
+@wrong("window_for_retries", "a meter cannot know that a reading is kept")
+def without_answers():
+    return of_an_hour(duplicate_window=960, no_ack=True)
+
+
+@right("window_for_retries")
+def changed_from_a_default_with_replicas():
+    config = api.StreamConfig(name="READINGS", subjects=["readings.*"], num_replicas=3)
+    return config.evolve(max_age=60 * 60, duplicate_window=15 * 60 + 1)
+
+
 @right("window_for_retries")
 def a_dict_with_a_window_of_twenty_minutes():
     return {
@@ -133,20 +232,57 @@ async def adds_without_an_expectation(js, subject, amount):
     await js.publish(subject, str(value + amount).encode())
 
 
-@wrong(
-    "counts_together",
-    "and 1 that somebody else added meanwhile, the counter stands at 10; wanted: 11",
-)
+@wrong("counts_together", "that somebody else added meanwhile, the counter stands at 10; wanted:")
 async def a_lock_of_this_process(js, subject, amount):
     async with LOCKS.setdefault(subject, asyncio.Lock()):
         await adds_without_an_expectation(js, subject, amount)
 
 
-@wrong("counts_together", "of 10 adds ended in error 10071")
-async def the_loser_gives_up(js, subject, amount):
+@wrong("counts_together", "that somebody else added meanwhile, the counter stands at 10; wanted:")
+async def a_lock_and_another_way_to_read(js, subject, amount):
+    async with LOCKS.setdefault(subject, asyncio.Lock()):
+        try:
+            value = int((await js.get_msg("COUNTERS", subject=subject)).data)
+        except NotFoundError:
+            value = 0
+        await js.publish(subject, str(value + amount).encode())
+
+
+@wrong("counts_together", "10 adds ended in error 10164")
+async def knows_one_of_two_codes(js, subject, amount):
+    while True:
+        try:
+            return await adds_if_nobody_else_wrote(js, subject, amount)
+        except BadRequestError as error:
+            if error.err_code != 10071:
+                raise
+
+
+@wrong("counts_together", "2 s later your function had not ended; wanted: it comes out")
+async def tries_again_whatever_was_refused(js, subject, amount):
+    while True:
+        try:
+            return await adds_if_nobody_else_wrote(js, subject, amount)
+        except Exception:
+            pass
+
+
+@wrong("counts_together", "digits (10054), and your function returned None; wanted: it comes out")
+async def gives_up_in_silence(js, subject, amount):
+    for _ in range(100):
+        with contextlib.suppress(BadRequestError):
+            return await adds_if_nobody_else_wrote(js, subject, amount)
+
+
+async def adds_if_nobody_else_wrote(js, subject, amount):
     value, sequence = await last_value(js, subject)
     headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
-    await js.publish(subject, str(value + amount).encode(), headers=headers)
+    return await js.publish(subject, str(value + amount).encode(), headers=headers)
+
+
+@wrong("counts_together", "of 10 adds ended in error 10071")
+async def the_loser_gives_up(js, subject, amount):
+    await adds_if_nobody_else_wrote(js, subject, amount)
 
 
 @wrong("counts_together", "gave up after 20 attempts")
@@ -171,5 +307,33 @@ async def tries_until_it_has_won(js, subject, amount):
             await js.publish(subject, str(value + amount).encode(), headers=headers)
             won = True
         except APIError as error:
-            if error.err_code != 10071:
+            if "wrong last sequence" not in error.description:
+                raise
+
+
+@right("counts_together")
+async def one_after_the_other_here_and_with_an_expectation(js, subject, amount):
+    """The lock spares the writers of this process the races among themselves."""
+    async with LOCKS.setdefault(subject, asyncio.Lock()):
+        for pause in (0, 0.01, 0.02, 0.04, 0.08, 0.16):
+            await asyncio.sleep(pause)
+            try:
+                return await adds_if_nobody_else_wrote(js, subject, amount)
+            except APIError as error:
+                if error.err_code not in (10071, 10164):
+                    raise
+        raise RuntimeError(f"{subject} is written to all the time")
+
+
+@right("counts_together")
+async def expects_that_the_whole_stream_stood_still(js, subject, amount):
+    """Stricter than needed, and safe: what the stream's last sequence was before the read."""
+    while True:
+        sequence = (await js.stream_info("COUNTERS")).state.last_seq
+        value, _ = await last_value(js, subject)
+        headers = {"Nats-Expected-Last-Sequence": str(sequence)}
+        try:
+            return await js.publish(subject, str(value + amount).encode(), headers=headers)
+        except BadRequestError as error:
+            if error.err_code not in (10071, 10164):
                 raise

@@ -11,14 +11,9 @@ def sensors(**more):
     return {"name": "S", "subjects": ["sensors.*"], **more}
 
 
-@wrong("last_three", "keeps 0 readings of sensors.b; wanted: its last 3")
+@wrong("last_three", "max_msgs=3 counts the readings of all sensors together")
 def three_in_the_whole_stream():
     return sensors(max_msgs=3)
-
-
-@wrong("last_three", "keeps 0 readings of sensors.b; wanted: its last 3")
-def nine_that_fit_by_chance():
-    return sensors(max_msgs=9)
 
 
 @wrong("last_three", "retention is workqueue; wanted: limits")
@@ -54,20 +49,45 @@ def no_subjects():
 wrong("last_three", "is a str; wanted: a dict")("SENSORS")
 
 
+@wrong("last_three", "max_msgs=9 counts the readings of all sensors together")
+def and_nine_for_the_three_that_there_are():
+    return sensors(max_msgs_per_subject=3, max_msgs=9)
+
+
+@wrong("last_three", "max_bytes=100000 counts the readings of all sensors together")
+def and_a_limit_of_bytes():
+    return sensors(max_msgs_per_subject=3, max_bytes=100_000)
+
+
+@wrong("last_three", "is stored in memory, which a restart empties")
+def in_memory():
+    return sensors(max_msgs_per_subject=3, storage="memory")
+
+
 @right("last_three")
-def a_limit_of_each_subject_and_a_wide_one_of_all():
-    return sensors(max_msgs_per_subject=3, max_msgs=1000, discard="old")
+def on_three_nodes_with_an_enum():
+    return sensors(
+        max_msgs_per_subject=3, num_replicas=3, storage=api.StorageType.FILE, max_msgs=-1
+    )
 
 
-async def office(js, subjects=("office.letters.*", "office.calls.*"), retention="workqueue"):
-    await js.add_stream(name="OFFICE", subjects=list(subjects), retention=retention)
+@right("last_three")
+def by_way_of_a_config_object():
+    config = api.StreamConfig(name="LAST", subjects=["sensors.>"], max_msgs_per_subject=3)
+    return {"config": config, "name": "LAST", "discard": "new"}
 
 
-async def owners(js, letters="office.letters.*", calls="office.calls.*"):
+async def office(
+    js, subjects=("office.letters.*", "office.calls.*"), retention="workqueue", **more
+):
+    await js.add_stream(name="OFFICE", subjects=list(subjects), retention=retention, **more)
+
+
+async def owners(js, letters="office.letters.*", calls="office.calls.*", **more):
     """letters, calls: the subject that each filters."""
     for name, subject in {"letters": letters, "calls": calls}.items():
         await js.add_consumer(
-            "OFFICE", durable_name=name, filter_subject=subject, ack_policy="explicit"
+            "OFFICE", durable_name=name, filter_subject=subject, ack_policy="explicit", **more
         )
 
 
@@ -119,6 +139,81 @@ async def ephemeral_owners(js):
         )
 
 
+@wrong("two_owners", "'office.letters.a.b' was stored and has no owner")
+async def takes_more_than_its_owners_want(js):
+    await office(js, subjects=["office.letters.>", "office.calls.>"])
+    await owners(js)
+
+
+@wrong("two_owners", "'office.letters.a.b' was stored for 'letters'; wanted: OFFICE takes nothing")
+async def owners_of_more_than_the_task_names(js):
+    await office(js, subjects=["office.letters.>", "office.calls.>"])
+    await owners(js, letters="office.letters.>", calls="office.calls.>")
+
+
+@wrong("two_owners", "calls gives a message up after max_deliver=1")
+async def owners_that_try_once(js):
+    await office(js)
+    await owners(js, max_deliver=1)
+
+
+@wrong("two_owners", "calls vanishes when nobody has asked for 3600 s")
+async def owners_that_vanish(js):
+    await office(js)
+    await owners(js, inactive_threshold=3600)
+
+
+@wrong("two_owners", "With max_msgs=1000, discard old, OFFICE drops what nobody has acked")
+async def an_office_with_a_full_desk(js):
+    await office(js, max_msgs=1000)
+    await owners(js)
+
+
+@wrong("two_owners", "With max_age=86400, discard new, OFFICE drops what nobody has acked")
+async def an_office_that_forgets_after_a_day(js):
+    await office(js, max_age=86400, discard="new")
+    await owners(js)
+
+
+@wrong("two_owners", "bodies b'' of messages that say b'to do'; wanted: whole messages")
+async def owners_who_see_the_envelope_alone(js):
+    await office(js)
+    await owners(js, headers_only=True)
+
+
+@wrong("two_owners", "calls is a push consumer")
+async def owners_who_are_pushed(js):
+    await office(js)
+    for kind in ("letters", "calls"):
+        await js.add_consumer(
+            "OFFICE",
+            durable_name=kind,
+            filter_subject=f"office.{kind}.*",
+            deliver_subject=f"to.{kind}",
+            ack_policy="explicit",
+        )
+
+
+@wrong("two_owners", "letters has 2 messages waiting, and a fetch got none within 2 s")
+async def owners_on_leave(js):
+    await office(js)
+    await owners(js, pause_until="2099-01-01T00:00:00Z")
+
+
+@right("two_owners")
+async def one_job_at_a_time_and_a_bound_that_the_publisher_hears_of(js):
+    await office(js, max_msgs=100, discard="new", num_replicas=3)
+    await owners(js, max_ack_pending=1)
+
+
+@right("two_owners")
+async def by_pull_subscribe(js):
+    await office(js, subjects=["office.calls.*", "office.letters.*"])
+    for kind in ("calls", "letters"):
+        sub = await js.pull_subscribe(f"office.{kind}.*", durable=kind, stream="OFFICE")
+        await sub.unsubscribe()
+
+
 @right("two_owners")
 async def with_config_objects(js):
     await js.add_stream(
@@ -160,7 +255,7 @@ async def one_reader(js):
     await js.add_consumer("ALERTS", durable_name="pager", ack_policy="explicit")
 
 
-@wrong("keep_all", "took 7 of 7 messages and holds 5")
+@wrong("keep_all", "took 7 of 7 messages and holds 5: gone before anybody has read are")
 async def pushes_out_the_oldest(js):
     await alerts(js, discard="old")
     await readers(js)
@@ -184,7 +279,7 @@ async def readers_that_need_no_acks(js):
     await readers(js, ack_policy="none")
 
 
-@wrong("keep_all", "holds 3 of the 5")
+@wrong("keep_all", "holds 2: gone before anybody has read are 'alerts.fire-")
 async def readers_of_fire_alone(js):
     await alerts(js)
     await readers(js, filter_subject="alerts.fire")
@@ -201,6 +296,75 @@ async def ephemeral_readers(js):
 async def age_removes_alerts(js):
     await alerts(js, max_age=60)
     await readers(js)
+
+
+@wrong("keep_all", "archive vanishes when nobody has asked for 5 s, and its claim with it")
+async def readers_that_vanish(js):
+    await alerts(js)
+    await readers(js, inactive_threshold=5)
+
+
+@wrong("keep_all", "archive gives a message up after max_deliver=1")
+async def readers_that_try_once(js):
+    await alerts(js)
+    await readers(js, max_deliver=1)
+
+
+@wrong("keep_all", "ALERTS is stored in memory, which a restart empties")
+async def alerts_in_memory(js):
+    await alerts(js, storage="memory")
+    await readers(js)
+
+
+@wrong("keep_all", "With no_ack, ALERTS answers no publish")
+async def alerts_without_a_receipt(js):
+    await alerts(js, no_ack=True)
+    await readers(js)
+
+
+@wrong("keep_all", "archive keeps its acks in memory alone")
+async def acks_in_memory(js):
+    await alerts(js)
+    await readers(js, mem_storage=True)
+
+
+@wrong("keep_all", "holds 5: gone before anybody has read are 'alerts.fire-")
+async def readers_of_the_words_that_the_check_is_known_to_use(js):
+    await alerts(js)
+    await readers(js, filter_subjects=["alerts.fire", "alerts.flood", "alerts.frost"])
+
+
+@wrong("keep_all", "acks with 'all'; wanted: explicit")
+async def readers_whose_ack_stands_for_all_before(js):
+    await alerts(js)
+    await readers(js, ack_policy="all")
+
+
+@wrong("keep_all", "has the consumers archive, pager, spare; wanted: archive, pager")
+async def a_third_reader_who_never_acks(js):
+    await alerts(js)
+    await readers(js)
+    await js.add_consumer("ALERTS", durable_name="spare", ack_policy="explicit")
+
+
+@wrong("keep_all", "ALERTS takes no more than 4 messages; wanted: 5")
+async def one_too_few(js):
+    await alerts(js, max_msgs=4)
+    await readers(js)
+
+
+@right("keep_all")
+async def strict_readers_with_a_config_object_on_three_nodes(js):
+    await alerts(js, num_replicas=3)
+    for name in ("archive", "pager"):
+        config = api.ConsumerConfig(
+            durable_name=name,
+            filter_subject="alerts.*",
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=5,
+            max_ack_pending=1,
+        )
+        await js.add_consumer("ALERTS", config)
 
 
 @right("keep_all")
