@@ -17,10 +17,20 @@ REQUESTS = [  # (what the check sends, the price that it wants; None: an error)
     (b'{"item": "tea"}', 3),
     (b'{"item": "gold"}', None),
     (b"no JSON", None),
+    (b"", None),
+    (b"\xff", None),
     (b"7", None),
-    (b'{"item": "coffee"}', 4),
+    (b"null", None),
+    (b'"tea"', None),
+    (b'["tea"]', None),
+    (b'{"article": "tea"}', None),
+    (b'{"item": null}', None),
+    (b'{"item": ["tea"]}', None),
+    (b'{"item": "5\\" nails"}', None),
+    (b'{"count": 2, "item":"coffee"}', 4),
 ]
 GRACE = 2  # seconds after its deadline at which a call is cancelled
+LATE = 0.4  # seconds after its deadline that a call may take on a busy machine
 
 
 @exercise(
@@ -28,7 +38,7 @@ GRACE = 2  # seconds after its deadline at which a call is cancelled
         "Nothing reaches the caller unless you respond. Which lines of your handler can raise, "
         "and for which requests?",
         "Put all of it into one try. `except Exception as error:` covers an unknown item, no JSON, "
-        "and no object.",
+        "and JSON of another shape.",
         'In the except: `await msg.respond(json.dumps({"error": repr(error)}).encode())`.',
     ]
 )
@@ -84,7 +94,7 @@ def _tells(reply, price):
     if not isinstance(said, dict):
         return False
     if price is None:
-        return bool(said.get("error"))
+        return isinstance(said.get("error"), str) and said["error"] != ""
     return said.get("price") == price and "error" not in said
 
 
@@ -92,71 +102,96 @@ def _tells(reply, price):
     hints=[
         "Which of the two errors says that nobody got the request? Catch that one only.",
         "Note the end of the call first: `end = time.monotonic() + deadline`. A request may wait "
-        "for what is left.",
-        "After NoRespondersError: raise it if the next attempt would start after `end`; otherwise "
+        "for what is left until then, and no longer.",
+        "After NoRespondersError: raise it if too little is left for another attempt; otherwise "
         "sleep for a growing, random pause and go round again. Let TimeoutError pass.",
     ]
 )
 async def patient_call(lab, answer):
     """A call that retries what is safe without a key, and ends by its deadline."""
     wants_function(answer, "nc, subject, data, deadline")
-    async with (
-        await lab.connect(name="caller") as caller,
-        await lab.connect(name="service") as client,
-    ):
-        await _waits_for_a_late_service(answer, caller, client)
-        await _asks_a_slow_service_once(answer, caller, client)
-        await _gives_up_when_nobody_comes(answer, caller)
+    cases = [
+        _asks_a_slow_service_once,
+        _leaves_a_timeout_alone,
+        _waits_for_a_late_service,
+        _gives_up_when_nobody_comes,
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            [await stack.enter_async_context(await lab.connect(name=name)) for name in names]
+            for names in [("caller", "service")] * len(cases)
+        ]
+        # Side by side, since each waits; what is told first is the first mistake of this list.
+        tried = [case(answer, *pair) for case, pair in zip(cases, clients, strict=True)]
+        for outcome in await asyncio.gather(*tried, return_exceptions=True):
+            if outcome:
+                raise outcome
 
 
 async def patient(nc, subject, data, deadline):
     end, pause = time.monotonic() + deadline, 0.05
     while True:
+        left = end - time.monotonic()
         try:
-            reply = await nc.request(subject, data, timeout=max(0.01, end - time.monotonic()))
-            return reply.data
+            return (await nc.request(subject, data, timeout=max(0.1, left))).data
         except NoRespondersError:
-            wait = pause * random.uniform(0.5, 1.5)
-            if time.monotonic() + wait > end - 0.1:  # an attempt needs time for its answer
+            left = end - time.monotonic()
+            if left < 0.2:  # an attempt needs time for its answer
                 raise
-            await asyncio.sleep(wait)
-            pause = min(2 * pause, 0.3)
+        await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), left - 0.1))
+        pause = min(2 * pause, 0.3)
 
 
 patient_call.solved_by(patient)
 
 
-async def _waits_for_a_late_service(answer, caller, client):
-    reply = b"late, but here"
-    async with _service(client, "exercise.late", reply, appears_after=0.4):
-        call = await _call(answer, caller, "exercise.late", deadline=3)
-    saw = f"A service appeared after 0.4 s, the deadline was 3 s, and the call {call.outcome}"
-    want(call.said == reply, f"{saw} after {call.took:.1f} s", f"it returns {reply!r}")
-
-
 async def _asks_a_slow_service_once(answer, caller, client):
-    reply = b"slow, but done"
-    async with _service(client, "exercise.slow", reply, needs=1) as requests:
-        call = await _call(answer, caller, "exercise.slow", deadline=3)
-    want(
-        len(requests) <= 1,
-        f"The handler ran {len(requests)} times for one call to a service that needs 1 s",
-        "once; after a timeout nobody knows whether it ran, so a call without a key must not"
-        " repeat it",
-    )
-    saw = f"The service needed 1 s, the deadline was 3 s, and the call {call.outcome}"
-    want(call.said == reply, f"{saw} after {call.took:.1f} s", f"it returns {reply!r}")
+    async with _service(client, "exercise.slow", needs=1.2) as requests:
+        call = await _call(answer, caller, "exercise.slow", deadline=2.5)
+    _ran_once(requests, "a service that needs 1.2 s, with a deadline of 2.5 s")
+    saw = f"The service needed 1.2 s, the deadline was 2.5 s, and the call {call.outcome}"
+    want(call.said == b"got ?", f"{saw} after {call.took:.1f} s", "it returns b'got ?'")
 
 
-async def _gives_up_when_nobody_comes(answer, caller):
+async def _leaves_a_timeout_alone(answer, caller, client):
+    """Nobody is there for half of the time; then a service gets the request and does not answer."""
+    async with _service(client, "exercise.stuck", appears_after=0.6, needs=60) as requests:
+        call = await _call(answer, caller, "exercise.stuck", deadline=1.2)
+    _ran_once(requests, "a service that appears after 0.6 s and does not answer by the deadline")
+    saw = "A service appeared after 0.6 s and did not answer, the deadline was 1.2 s, and the call"
+    how = "had not ended after" if call.cancelled else f"{call.outcome} after"
+    in_time = call.took < 1.2 + LATE and not call.cancelled
+    want(in_time, f"{saw} {how} {call.took:.1f} s", "it ends by its deadline")
+    want(isinstance(call.said, TimeoutError), f"{saw} {call.outcome}", "TimeoutError comes out")
+
+
+async def _waits_for_a_late_service(answer, caller, client):
+    async with _service(client, "exercise.late", appears_after=1.4) as requests:
+        call = await _call(answer, caller, "exercise.late", deadline=2.5)
+    saw = f"A service appeared after 1.4 s, the deadline was 2.5 s, and the call {call.outcome}"
+    want(call.said == b"got ?", f"{saw} after {call.took:.1f} s", "it returns b'got ?'")
+    _ran_once(requests, "a service that appears after 1.4 s and answers at once")
+
+
+async def _gives_up_when_nobody_comes(answer, caller, client):
     call = await _call(answer, caller, "exercise.nobody", deadline=0.8)
     saw = f"Nobody was there, and the call sent {call.sent} requests in {call.took:.1f} s"
     want(call.sent <= 60, saw, "a pause between attempts, 60 requests at the most")
-    cancelled = type(call.said) is TimeoutError and call.took > 2.5  # 0.8 and GRACE make 2.8
     saw = "Nobody was there, the deadline was 0.8 s, and the call had not ended after"
-    want(not cancelled, f"{saw} {call.took:.1f} s", "NoRespondersError by then")
-    saw = f"Nobody was there until the deadline, and the call {call.outcome}"
+    want(not call.cancelled, f"{saw} {call.took:.1f} s", "NoRespondersError by then")
+    saw = f"Nobody was there until the deadline, 0.8 s, and the call {call.outcome}"
     want(isinstance(call.said, NoRespondersError), saw, "NoRespondersError")
+    want(call.took < 0.8 + LATE, f"{saw} after {call.took:.1f} s", "it ends by its deadline")
+
+
+def _ran_once(requests, service):
+    """Raises NotYet if one call made the handler of this service (text) run more than once."""
+    want(
+        len(requests) <= 1,
+        f"The handler ran {len(requests)} times for one call to {service}",
+        "once; after a timeout nobody knows whether it ran, so a call without a key must not"
+        " repeat it",
+    )
 
 
 class _Call(NamedTuple):
@@ -165,6 +200,7 @@ class _Call(NamedTuple):
     said: object  # what it returned, or the exception that it raised
     took: float  # seconds
     sent: int  # messages that its client published meanwhile
+    cancelled: bool  # it had not ended GRACE seconds after its deadline
 
     @property
     def outcome(self):
@@ -176,15 +212,20 @@ class _Call(NamedTuple):
 async def _call(answer, caller, subject, deadline):
     """Calls the answer with this subject and deadline (seconds)."""
     start, sent = time.monotonic(), caller.stats["out_msgs"]
-    try:
-        said = await asyncio.wait_for(answer(caller, subject, b"?", deadline), deadline + GRACE)
-    except Exception as error:
-        said = error
-    return _Call(said, time.monotonic() - start, caller.stats["out_msgs"] - sent)
+    call = asyncio.create_task(answer(caller, subject, b"?", deadline))
+    ended, _ = await asyncio.wait([call], timeout=deadline + GRACE)
+    took = time.monotonic() - start
+    if ended:
+        said = call.exception() or call.result()
+    else:
+        said = asyncio.CancelledError()
+        call.cancel()
+        await asyncio.wait([call], timeout=1)  # an answer may swallow it
+    return _Call(said, took, caller.stats["out_msgs"] - sent, not ended)
 
 
 @contextlib.asynccontextmanager
-async def _service(client, subject, reply, appears_after=0, needs=0):
+async def _service(client, subject, appears_after=0, needs=0):
     """A service that appears after some seconds and needs some seconds for each reply. Yields the
     requests that its handler has got (list)."""
     requests, tasks = [], []
@@ -201,7 +242,7 @@ async def _service(client, subject, reply, appears_after=0, needs=0):
 
     async def respond(msg):
         await asyncio.sleep(needs)
-        await msg.respond(reply)
+        await client.publish(msg.reply, b"got " + msg.data)
 
     tasks.append(asyncio.create_task(appear()))
     try:

@@ -2,13 +2,15 @@
 for a stream."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import itertools
+import random
 
 import nats.errors
 from nats.js.api import ConsumerConfig
-from nats.js.errors import APIError, ServiceUnavailableError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from labkit.cluster.streams import delete
 from labkit.errors import LabError
@@ -16,23 +18,10 @@ from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import fresh_stream, wants_function
 from labkit.waiting import until
 
-READINGS = [
-    ("oslo", "3"),
-    ("rome", "18"),
-    ("oslo", "4"),
-    ("cairo", "30"),
-    ("rome", "19"),
-    ("oslo", "5"),
-]
-NEWEST = {"ex.sensors.oslo": "5", "ex.sensors.rome": "19", "ex.sensors.cairo": "30"}
+CITIES = ["accra", "berlin", "cairo", "delhi", "lima", "oslo", "paris", "quito", "rome", "tokyo"]
 JOBS = 5
-SHOP = {  # settings of a stream that has to keep them
-    "max_age": 3600,
-    "max_msgs": 1000,
-    "description": "shop",
-    "duplicate_window": 60,
-    "max_msgs_per_subject": 50,
-}
+FAILS = 2  # the job that fails when it is handled for the first time
+ACK_WAIT = 1  # seconds
 
 
 @contextlib.asynccontextmanager
@@ -49,37 +38,62 @@ async def _stream(lab, name, **config):
     hints=[
         "A consumer without a durable name will do. Where should it start?",
         "Section 2: one of the six deliver policies starts with one message for each subject.",
-        'pull_subscribe("ex.sensors.*", stream=stream, config=ConsumerConfig(deliver_policy=…)), '
-        "then one fetch.",
+        'pull_subscribe("ex.sensors.*", stream=stream, config=ConsumerConfig(deliver_policy=…)). '
+        "How many messages it has for you: (await sub.consumer_info()).num_pending.",
     ]
 )
 async def latest(lab, answer):
     """Return a list of (subject, text), one for each sensor, with its newest reading."""
     wants_function(answer, "js, stream")
-    async with _stream(lab, "EX_SENSORS", subjects=["ex.sensors.*"]):
-        for sensor, value in READINGS:
-            await lab.js.publish(f"ex.sensors.{sensor}", value.encode())
-        got, consumers = await _called(lab, answer)
-    saw = "Your fetch found nothing within its timeout: the consumer starts behind the 6 readings"
-    saw = f"{saw} that are stored, or filters another subject"
-    want(got != [], saw, "the newest of each sensor")
-    want(_are_pairs(got), f"Your function returned {got!r}", "a list of (subject, text) pairs")
-    saw = f"Your function returned {len(got)} pair{'s' * (len(got) != 1)}"
-    want(len(got) == len(NEWEST), saw, f"{len(NEWEST)}, one for each sensor")
-    for subject, text in NEWEST.items():
-        found = dict(got).get(subject)
-        want(found == text, f"For {subject!r} you returned {found!r}", f"{text!r}, as text")
-    read = max((info.delivered.consumer_seq for info in consumers), default=0)
-    saw = f"Your consumer read {read} messages"
-    want(read <= len(NEWEST), saw, f"{len(NEWEST)}, and the server picks them")
+    async with (
+        _stream(lab, "EX_SENSORS", subjects=["ex.sensors.*"]),
+        await lab.connect(name="exercise") as client,
+    ):
+        newest = {}
+        for calls, readings in (("first", 60), ("second", 12)):
+            for _ in range(readings):
+                newest |= await _reading(lab.js)
+            got, messages = await _called(client, answer)
+            _is_newest(got, newest, f"Your {calls} call")
+            saw = f"To answer the {calls} call, your client received {messages} messages"
+            few = 4 * len(newest)
+            want(messages <= few, saw, f"{few} at the most: the server picks the newest")
 
 
 @latest.solved_by
 async def latest(js, stream):
-    sub = await js.pull_subscribe(
-        "ex.sensors.*", stream=stream, config=ConsumerConfig(deliver_policy="last_per_subject")
-    )
-    return [(msg.subject, msg.data.decode()) for msg in await sub.fetch(100, timeout=1)]
+    config = ConsumerConfig(deliver_policy="last_per_subject", ack_policy="none")
+    sub = await js.pull_subscribe("ex.sensors.*", stream=stream, config=config)
+    waiting = (await sub.consumer_info()).num_pending
+    newest = []
+    while len(newest) < waiting:
+        newest += await sub.fetch(100, timeout=1)
+    await sub.unsubscribe()
+    return [(msg.subject, msg.data.decode()) for msg in newest]
+
+
+async def _reading(js):
+    """Publishes a reading of one of the sensors; {its subject: its text}."""
+    subject, text = f"ex.sensors.{random.choice(CITIES)}", str(random.randint(100, 999))
+    await js.publish(subject, text.encode())
+    return {subject: text}
+
+
+def _is_newest(got, newest, call):
+    """Raises NotYet unless these are the pairs of newest ({subject: text}). call: as text."""
+    saw = f"{call} found nothing within its timeout: the consumer starts behind the readings that"
+    saw = f"{saw} are stored, or filters another subject"
+    if call == "Your second call":
+        saw = (
+            f"{call} found nothing within its timeout: its consumer stands where the first left it"
+        )
+    want(got != [], saw, "the newest of each sensor")
+    want(_are_pairs(got), f"{call} returned {got!r}", "a list of (subject, text) pairs")
+    saw = f"{call} returned {len(got)} pair{'s' * (len(got) != 1)}"
+    want(len(got) == len(newest), saw, f"{len(newest)}, one for each sensor")
+    for subject, text in newest.items():
+        found = dict(got).get(subject)
+        want(found == text, f"For {subject!r}, {call.lower()} returned {found!r}", f"{text!r}")
 
 
 def _are_pairs(got):
@@ -88,43 +102,47 @@ def _are_pairs(got):
     return all(isinstance(pair, tuple) and len(pair) == 2 for pair in got)
 
 
-async def _called(lab, answer):
-    """(what the answer returned, [] if its fetch found nothing; the consumers that it made).
+async def _called(client, answer):
+    """(what the answer returned, [] if its fetch found nothing; how many messages its client
+    received for it).
 
     Just after its creation a consumer may answer 503, or give none of the messages that it has
     (see cluster/readiness.py). That is no mistake of the answer: it is called again, up to 20
     times."""
     calls = itertools.count(1)
+    js = client.jetstream()
 
     async def called():
         last = next(calls) > 20
-        before = {info.name for info in await lab.js.consumers_info("EX_SENSORS")}
+        before = {info.name for info in await js.consumers_info("EX_SENSORS")}
+        received = client.stats["in_msgs"]
         try:
-            got = await answer(lab.js, "EX_SENSORS")
+            got = await answer(js, "EX_SENSORS")
         except TimeoutError:
             got = []
         except ServiceUnavailableError:
             if last:
                 raise
             return None
-        made = await _made_since(lab, before)
+        received = client.stats["in_msgs"] - received
+        made = await _made_since(js, before) if got == [] else []
         too_early = any(info.num_pending and not info.delivered.consumer_seq for info in made)
-        if got == [] and too_early and not last:
+        if too_early and not last:
             return None
-        return got, made
+        return got, received
 
     return await until(called, timeout=60, every=0.05)  # the check's own limit ends it sooner
 
 
-async def _made_since(lab, before):
+async def _made_since(js, before):
     """The consumers whose names are not in `before` (list). For a moment the list may lack some of
     those that the stream counts."""
     made = []
 
     async def all_listed():
-        listed = await lab.js.consumers_info("EX_SENSORS")
+        listed = await js.consumers_info("EX_SENSORS")
         made[:] = [info for info in listed if info.name not in before]
-        count = (await lab.js.stream_info("EX_SENSORS")).state.consumer_count
+        count = (await js.stream_info("EX_SENSORS")).state.consumer_count
         return len(before) + len(made) >= count
 
     with contextlib.suppress(LabError):
@@ -135,9 +153,9 @@ async def _made_since(lab, before):
 @exercise(
     hints=[
         "`while not stop.is_set():` around a fetch that may find nothing.",
-        "Which class do both TimeoutErrors belong to? Section 4 catches that one.",
+        "Which class do both TimeoutErrors belong to? Section 4 catches that one, and no other.",
         "An empty list needs no case of its own: a for loop over it does nothing. "
-        "Ack after handle has returned.",
+        "Ack after handle has returned; if it raises, the ack must not be sent.",
     ]
 )
 async def consume(lab, answer):
@@ -145,30 +163,32 @@ async def consume(lab, answer):
     wants_function(answer, "sub, handle, stop")
     jobs = _Jobs()
     async with _stream(lab, "EX_JOBS", subjects=["ex.jobs"]):
-        sub = await lab.js.pull_subscribe("ex.jobs", "ex-worker")
+        config = ConsumerConfig(ack_wait=ACK_WAIT)
+        sub = await lab.js.pull_subscribe("ex.jobs", "ex-worker", config=config)
         await lab.settled("EX_JOBS")
         for number in range(JOBS):
             await lab.js.publish("ex.jobs", b"%d" % number)
         sub = _Restless(sub)
-        running = asyncio.create_task(answer(sub, jobs.handle, jobs.stop))
-        try:
-            await asyncio.wait([running], timeout=5)
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        running, ended = await _run(answer, sub, jobs)
         unacked = await _unacked(sub)
-    _ended_by_itself(running, sub.fetches, len(jobs.handled))
     saw = f"{len(jobs.early)} of {JOBS} messages were acked before handle had them: a crash in"
     want(not jobs.early, f"{saw} between would lose them", "handle, then ack")
+    saw = (
+        f"handle raised an error for job {FAILS}, and its message is acked or given up all the same"
+    )
+    lost = jobs.missing == {FAILS} and unacked == 0
+    want(not lost, saw, "no ack for it, so that the server hands it out again")
+    _ended_by_itself(running if ended else None, sub.fetches, jobs)
     saw = f"{unacked} of {JOBS} messages have no ack: the server will hand them out again"
     want(unacked == 0, saw, "0")
+    await _lets_other_errors_out(answer)
 
 
 @consume.solved_by
 async def consume(sub, handle, stop):
     while not stop.is_set():
         try:
-            msgs = await sub.fetch(10, timeout=1)
+            msgs = await sub.fetch(10, timeout=0.5)
         except TimeoutError:
             continue
         for msg in msgs:
@@ -176,18 +196,83 @@ async def consume(sub, handle, stop):
             await msg.ack()
 
 
+async def _run(answer, sub, jobs):
+    """Runs the answer until it ends by itself, for some seconds at most: (task, whether it did). If
+    it ends with the error of `handle`, it is started again, as whatever looks after a process would
+    do."""
+    end = asyncio.get_running_loop().time() + 4.5
+    while True:
+        running = asyncio.create_task(answer(sub, jobs.handle, jobs.stop))
+        try:
+            left = max(0.1, end - asyncio.get_running_loop().time())
+            ended, _ = await asyncio.wait([running], timeout=left)
+        finally:
+            await _cancel(running, jobs.stop)
+        if not ended or not _comes_from_handle(running.exception()):
+            return running, bool(ended)
+
+
+async def _cancel(running, stop):
+    """Ends the task; one that swallows its cancellation is asked to stop."""
+    running.cancel()
+    await asyncio.wait([running], timeout=0.5)
+    if not running.done():
+        stop.set()
+        await asyncio.wait([running], timeout=0.5)
+
+
+def _comes_from_handle(error):
+    """True for the error of `handle`, also in an ExceptionGroup, or as the cause of another."""
+    while error and not isinstance(error, _JobFailed):
+        inner = getattr(error, "exceptions", [None])
+        error = error.__cause__ or error.__context__ or inner[0]
+    return error is not None
+
+
+async def _lets_other_errors_out(answer):
+    """Raises NotYet unless the answer ends when each fetch says that the connection is closed."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(answer(_Closed(), None, stop))
+    try:
+        ended, _ = await asyncio.wait([running], timeout=1.5)
+    finally:
+        await _cancel(running, stop)
+    saw = "The connection was closed, so each fetch raised ConnectionClosedError, and your loop"
+    want(ended, f"{saw} went on for 1.5 s", "the error comes out")
+    came_out = isinstance(running.exception(), nats.errors.ConnectionClosedError)
+    want(came_out, f"{saw} ended without it", "the error comes out")
+
+
+class _JobFailed(Exception):
+    """What `handle` raises, once."""
+
+
+class _Closed:
+    """A pull subscription whose connection is closed."""
+
+    async def fetch(self, batch=1, timeout=5, heartbeat=None):
+        await asyncio.sleep(0.01)  # an answer that tries again at once must not hang the notebook
+        raise nats.errors.ConnectionClosedError
+
+
 class _Jobs:
     """`handle` and `stop`, and what became of the jobs. The last job sets `stop`."""
 
     def __init__(self):
         self.stop = asyncio.Event()
-        self.handled, self.early = [], []
+        self.times = collections.Counter()  # number of a job -> how often handle was given it
+        self.missing = set(range(JOBS))  # numbers of jobs that were not handled yet
+        self.early = []
 
     async def handle(self, msg):
+        number = int(msg.data)
+        self.times[number] += 1
         if msg.is_acked:
             self.early.append(msg)
-        self.handled.append(msg)
-        if len(self.handled) == JOBS:
+        if number == FAILS and self.times[number] == 1:
+            raise _JobFailed(f"job {number} failed, once")
+        self.missing.discard(number)
+        if not self.missing:
             self.stop.set()
 
 
@@ -212,21 +297,23 @@ class _Restless:
         return await self.sub.fetch(batch, timeout=min(timeout or 0.3, 0.3))
 
 
-def _ended_by_itself(running, fetches, handled):
-    """Raises NotYet unless this task ended without a TimeoutError, and after all jobs. Any other
-    error of the answer is raised unchanged. fetches, handled: how many there were."""
-    error = None if running.cancelled() else running.exception()
+def _ended_by_itself(ended, fetches, jobs):
+    """Raises NotYet unless the task `ended` (None: it had to be cancelled) returned without a
+    TimeoutError, and after all jobs. Any other error of the answer is raised unchanged. fetches:
+    how many there were."""
+    error = ended.exception() if ended else None
     is_nats = isinstance(error, nats.errors.TimeoutError)
     kind = "nats.errors.TimeoutError" if is_nats else "bare TimeoutError"
     saw = f"Your loop ended on a {kind} in fetch number {fetches}"
     want(not isinstance(error, TimeoutError), saw, "it goes on")
     if error:
         raise error
-    how = "had not got further" if running.cancelled() else "returned"
+    how = "returned" if ended else "had not got further"
+    handled = JOBS - len(jobs.missing)
     saw = f"Your function {how} after fetch number {fetches}, with {handled} of {JOBS} messages"
-    want(handled >= JOBS, f"{saw} handled and stop not set", f"all {JOBS}")
+    want(not jobs.missing, f"{saw} handled and stop not set", f"all {JOBS}")
     saw = "Your function had not returned some seconds after stop was set"
-    want(not running.cancelled(), saw, "it returns")
+    want(ended, saw, "it returns")
 
 
 async def _unacked(sub):
@@ -255,8 +342,11 @@ async def _unacked(sub):
 async def widen(lab, answer):
     """Let the stream take one more subject, and change nothing else."""
     wants_function(answer, "js, stream, subject")
-    async with _stream(lab, "EX_SHOP", subjects=["ex.orders"], **SHOP):
-        before = (await lab.js.stream_info("EX_SHOP")).config
+    with contextlib.suppress(NotFoundError):  # an earlier answer may have made a stream for it
+        await delete(lab.js, await lab.js.find_stream_name_by_subject("ex.refunds"))
+    async with _stream(lab, "EX_SHOP", **_shop()):
+        await _fill(lab)
+        before = await _state(lab.js)
         for which in ("first", "second"):
             await _call_widens(lab, answer, which, before)
 
@@ -269,10 +359,49 @@ async def widen(js, stream, subject):
         await js.update_stream(info.config)
 
 
+def _shop():
+    """Settings that the stream has to keep, different ones each time."""
+    return {
+        "subjects": ["ex.orders", "ex.returns"],
+        "max_age": random.randint(3600, 7200),
+        "max_msgs": random.randint(1000, 2000),
+        "description": "shop",
+        "duplicate_window": 60,
+        "max_msgs_per_subject": random.randint(50, 90),
+        "allow_direct": True,
+        "metadata": {"owner": "sales"},
+    }
+
+
+async def _fill(lab):
+    """Six messages, and a consumer that has acked three of them."""
+    sub = await lab.js.pull_subscribe("ex.orders", "billing", stream="EX_SHOP")
+    await lab.settled("EX_SHOP")
+    for number in range(6):
+        await lab.js.publish("ex.orders", b"%d" % number)
+    acked = 0
+    while acked < 3:
+        for msg in await sub.fetch(3 - acked, timeout=5):
+            await msg.ack_sync()
+            acked += 1
+    await sub.unsubscribe()
+
+
+async def _state(js):
+    """(config, what is stored, and where the stream's consumer stands; the last two as text)."""
+    info = await js.stream_info("EX_SHOP")
+    stored = f"{info.state.messages} messages, {info.state.first_seq} to {info.state.last_seq}"
+    try:
+        floor = (await js.consumer_info("EX_SHOP", "billing")).ack_floor.stream_seq
+    except NotFoundError:
+        return info.config, stored, "no consumer"
+    return info.config, stored, f"consumer billing with ack floor {floor}"
+
+
 async def _call_widens(lab, answer, which, before):
     """Raises NotYet unless this call ("first", "second") leaves the stream with one more subject
-    than its config had before."""
-    subjects = ["ex.orders", "ex.refunds"]
+    than it had before (see _state)."""
+    subjects = ["ex.orders", "ex.refunds", "ex.returns"]
     try:
         await answer(lab.js, "EX_SHOP", "ex.refunds")
     except APIError as error:
@@ -280,19 +409,32 @@ async def _call_widens(lab, answer, which, before):
             f"The {which} call was refused (err_code {error.err_code}, {error.description});"
             f" wanted: the stream takes {subjects}."
         ) from None
-    after = (await lab.js.stream_info("EX_SHOP")).config
-    saw = f"After the {which} call the stream takes {after.subjects}"
-    want(sorted(after.subjects) == subjects, saw, subjects)
-    changes = _changes(before, after)
+    try:
+        config, *rest = await _state(lab.js)
+    except NotFoundError:
+        raise NotYet(f"After the {which} call there is no stream; wanted: the same one.") from None
+    for old, new in zip(before[1:], rest, strict=True):
+        saw = f"Before your {which} call the stream had {old}, after it {new}"
+        want(new == old, saw, "what is stored and who has read it stays")
+    saw = f"After the {which} call the stream takes {config.subjects}"
+    want(sorted(config.subjects) == subjects, saw, subjects)
+    changes = _changes(before[0], config)
     want(not changes, f"After the {which} call, {', '.join(changes)}", "unchanged")
 
 
 def _changes(before, after):
-    """What differs in two configs, but for subjects and metadata: 'max_age was 3600.0 and is 0.0'
-    and so on (list)."""
+    """What differs in two configs, but for subjects: 'max_age was 3600.0 and is 0.0' and so on
+    (list)."""
     changes = []
     for field in dataclasses.fields(before):
         old, new = getattr(before, field.name), getattr(after, field.name)
-        if old != new and field.name not in ("subjects", "metadata"):
+        if field.name == "metadata":
+            old, new = _by_users(old), _by_users(new)
+        if old != new and field.name != "subjects":
             changes.append(f"{field.name} was {old} and is {new}")
     return changes
+
+
+def _by_users(metadata):
+    """Without what the server itself adds."""
+    return {key: value for key, value in (metadata or {}).items() if not key.startswith("_nats")}

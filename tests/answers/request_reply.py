@@ -1,10 +1,12 @@
 """Answers to the exercises of request_reply."""
 
 import asyncio
+import contextlib
 import json
 import time
 
 from nats.errors import NoRespondersError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from answers import answers_to
 
@@ -39,6 +41,57 @@ async def answers_an_error_with_a_price(msg):
     await msg.respond(json.dumps({"price": price}).encode())
 
 
+@wrong("answers_errors", """The request b'"tea"' got no answer""")
+async def knows_only_the_other_json_that_it_tried(msg):
+    try:
+        request = json.loads(msg.data)
+        reply = {"price": PRICES[request["item"]]}
+        await msg.respond(json.dumps(reply).encode())
+    except (ValueError, KeyError):
+        await msg.respond(b'{"error": "no price"}')
+    except TypeError:
+        if not isinstance(request, str):
+            await msg.respond(b'{"error": "no object"}')
+
+
+@wrong("answers_errors", """The request b'{"item": ["tea"]}' got no answer""")
+async def expects_that_an_item_is_text(msg):
+    try:
+        request = json.loads(msg.data)
+    except ValueError:
+        request = None
+    item = request.get("item") if isinstance(request, dict) else None
+    reply = {"price": PRICES[item]} if item in PRICES else {"error": "no price"}
+    await msg.respond(json.dumps(reply).encode())
+
+
+@wrong("answers_errors", "nails")
+async def writes_its_json_by_hand(msg):
+    try:
+        price = PRICES[json.loads(msg.data)["item"]]
+        await msg.respond(b'{"price": %d}' % price)
+    except Exception as error:
+        await msg.respond(f'{{"error": "{error}"}}'.encode())
+
+
+@wrong("answers_errors", """was answered by b'{"error": true}'""")
+async def says_that_it_failed_but_not_why(msg):
+    try:
+        reply = {"price": PRICES[json.loads(msg.data)["item"]]}
+    except Exception:
+        reply = {"error": True}
+    await msg.respond(json.dumps(reply).encode())
+
+
+@wrong("answers_errors", """The request b'{"count": 2, "item":"coffee"}' was answered by""")
+async def knows_the_bytes_of_the_examples(msg):
+    known = {b'{"item": "tea"}': 3, b'{"item": "coffee"}': 4}
+    if msg.data in known:
+        await msg.respond(json.dumps({"price": known[msg.data]}).encode())
+    else:
+        await msg.respond(b'{"error": "unknown"}')
+
+
 @right("answers_errors")
 async def checks_the_request_first(msg):
     try:
@@ -46,13 +99,23 @@ async def checks_the_request_first(msg):
     except ValueError:
         request = None
     item = request.get("item") if isinstance(request, dict) else None
-    if item in PRICES:
+    if isinstance(item, str) and item in PRICES:
         await msg.respond(json.dumps({"price": PRICES[item]}).encode())
     else:
         await msg.respond(b'{"error": "there is no price for this"}')
 
 
-@wrong("patient_call", "the call raised NoRespondersError after 0.")
+@right("answers_errors")
+async def matches_the_shape(msg):
+    reply = {"error": f"no price for {msg.data[:40]!r}"}
+    with contextlib.suppress(ValueError):
+        match json.loads(msg.data):
+            case {"item": str(item)} if item in PRICES:
+                reply = {"price": PRICES[item]}
+    await msg._client.publish(msg.reply, json.dumps(reply).encode())
+
+
+@wrong("patient_call", "the call raised NoRespondersError")
 async def retries_only_after_a_timeout(nc, subject, data, deadline):
     for attempt in range(3):
         try:
@@ -61,7 +124,7 @@ async def retries_only_after_a_timeout(nc, subject, data, deadline):
             await asyncio.sleep(0.1 * 2**attempt)
 
 
-@wrong("patient_call", "times for one call to a service that needs 1 s")
+@wrong("patient_call", "times for one call to a service that needs 1.2 s")
 async def retries_both_errors(nc, subject, data, deadline):
     for _ in range(30):
         try:
@@ -79,12 +142,58 @@ async def leaves_the_timeout_at_half_a_second(nc, subject, data, deadline):
             await asyncio.sleep(0.1)
 
 
+@wrong("patient_call", "times for one call to a service that appears after 0.6 s")
+async def repeats_a_timeout_with_the_whole_deadline(nc, subject, data, deadline):
+    for _ in range(30):
+        try:
+            return (await nc.request(subject, data, timeout=deadline)).data
+        except (NoRespondersError, TimeoutError):
+            await asyncio.sleep(0.1)
+
+
+@wrong("patient_call", "did not answer, the deadline was 1.2 s, and the call raised TimeoutError")
+async def gives_each_attempt_the_whole_deadline(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
+    while True:
+        try:
+            return (await nc.request(subject, data, timeout=deadline)).data
+        except NoRespondersError:
+            if time.monotonic() + 0.1 > end:
+                raise
+            await asyncio.sleep(0.1)
+
+
+@wrong("patient_call", "raised NoRespondersError after 0.")
+async def tries_five_times(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
+    for attempt in range(5):
+        try:
+            left = end - time.monotonic()
+            return (await nc.request(subject, data, timeout=left)).data
+        except NoRespondersError:
+            if attempt == 4 or left < 0.3:
+                raise
+            await asyncio.sleep(0.15)
+
+
+@wrong("patient_call", "did not answer, the deadline was 1.2 s, and the call raised NoResponders")
+async def takes_a_timeout_for_nobody(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
+    while (left := end - time.monotonic()) > 0.1:
+        try:
+            return (await nc.request(subject, data, timeout=left)).data
+        except (NoRespondersError, TimeoutError):
+            await asyncio.sleep(0.1)
+    raise NoRespondersError
+
+
 @wrong("patient_call", "pause between attempts")
 async def makes_no_pause(nc, subject, data, deadline):
     end = time.monotonic() + deadline
     while True:
         try:
-            return (await nc.request(subject, data, timeout=deadline)).data
+            left = max(0.1, end - time.monotonic())
+            return (await nc.request(subject, data, timeout=left)).data
         except NoRespondersError:
             if time.monotonic() > end:
                 raise
@@ -92,11 +201,23 @@ async def makes_no_pause(nc, subject, data, deadline):
 
 @wrong("patient_call", "had not ended after")
 async def never_gives_up(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
     while True:
         try:
-            return (await nc.request(subject, data, timeout=deadline)).data
+            left = max(0.1, end - time.monotonic())
+            return (await nc.request(subject, data, timeout=left)).data
         except NoRespondersError:
             await asyncio.sleep(0.1)
+
+
+@wrong("patient_call", "until the deadline, 0.8 s, and the call raised TimeoutError")
+async def calls_it_a_timeout_when_nobody_comes(nc, subject, data, deadline):
+    async with asyncio.timeout(deadline):
+        while True:
+            try:
+                return (await nc.request(subject, data, timeout=deadline)).data
+            except NoRespondersError:
+                await asyncio.sleep(0.1)
 
 
 @right("patient_call")
@@ -110,3 +231,33 @@ async def pauses_evenly_and_keeps_the_last_error(nc, subject, data, deadline):
             error = nobody
         await asyncio.sleep(0.1)
     raise error
+
+
+@right("patient_call")
+async def leaves_the_rounds_to_tenacity(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(NoRespondersError),
+        stop=stop_after_delay(deadline - 0.3),
+        wait=wait_random(0.02, 0.1),
+        reraise=True,
+    ):
+        with attempt:
+            return (await nc.request(subject, data, timeout=end - time.monotonic())).data
+
+
+@right("patient_call")
+async def limits_the_whole_call_and_tells_what_happened_last(nc, subject, data, deadline):
+    nobody, when = None, 0
+    try:
+        async with asyncio.timeout(deadline):
+            while True:
+                try:
+                    return (await nc.request(subject, data, timeout=deadline)).data
+                except NoRespondersError as error:
+                    nobody, when = error, time.monotonic()
+                    await asyncio.sleep(0.05)
+    except TimeoutError:
+        if time.monotonic() - when < 0.15:
+            raise nobody from None
+        raise
