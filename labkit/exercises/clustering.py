@@ -2,22 +2,28 @@
 the death of a leader."""
 
 import asyncio
+import collections
 import contextlib
 import inspect
 import secrets
 import time
+from pathlib import Path
 
 import nats
 from nats.aio.client import Client
-from nats.errors import NoServersError
+from nats.errors import Error
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
+from labkit.cluster import raft
 from labkit.cluster.streams import delete
 from labkit.exercises import exercise, want
 from labkit.exercises.helpers import comes_true, wants_function
 
 NOBODY = "nats://127.0.0.1:1"  # no server listens there
+# What a mistake in the code raises: no word about a server.
+MISTAKES = NameError, TypeError, AttributeError, LookupError, ImportError, AssertionError
+BEFORE = b"a message of another publisher"
 
 
 @exercise(
@@ -37,8 +43,9 @@ async def bounded(lab, answer):
     want(is_async, f"{answer!r} is not an async function", "async def …(servers, **options)")
     await _raises_where_no_server_is(answer)
     login = lab.cluster.login(lab.topic)
-    client = await answer(login.pop("servers"), error_cb=_ignore, **login)
+    client = await answer(login.pop("servers"), error_cb=_ignore, name="ex-bounded", **login)
     try:
+        _is_connected_with_its_options(client)
         _never_gives_up(client)
         await _notices_a_hang(lab, client)
     finally:
@@ -64,37 +71,86 @@ bounded.solved_by(connect)
 
 
 async def _raises_where_no_server_is(answer):
-    """Raises NotYet unless a connect to nobody ends soon, with an exception."""
-    attempt = asyncio.ensure_future(answer([NOBODY], error_cb=_ignore))
+    """Raises NotYet unless a connect to nobody ends soon, with an exception, and leaves nothing
+    behind. One address refuses; at the other, a connection is accepted and nothing is said."""
+
+    async def says_nothing(reader, writer):
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    mute = await asyncio.start_server(says_nothing, "127.0.0.1", 0)
+    servers = [NOBODY, f"nats://127.0.0.1:{mute.sockets[0].getsockname()[1]}"]
+    others = asyncio.all_tasks()
+    attempt = asyncio.ensure_future(answer(servers, error_cb=_ignore))
     try:
         await asyncio.wait([attempt], timeout=4)
-        saw = "No server answers at the address, and your connect"
+        saw = "One of two addresses refuses, the other one says nothing, and your connect"
         wanted = "an exception within about 3 s"
         want(attempt.done(), f"{saw} had not ended after 4 s", wanted)
+        want(not attempt.cancelled(), f"{saw} was cancelled", "an exception that says why")
         error = attempt.exception()
         client = None if error else attempt.result()
         want(error, f"{saw} returned {client!r}", "an exception")
-        if not isinstance(error, (TimeoutError, NoServersError, OSError)):
+        if isinstance(error, MISTAKES):
             raise error
+        says_why = str(error) or isinstance(error, (TimeoutError, OSError, Error))
+        want(says_why, f"{saw} raised {error!r}", "an exception that says why")
+        await _leaves_nothing_running(answer, others | {attempt})
     finally:
         await _end(attempt)
+        for task in _tasks_of(answer, others | {attempt}):
+            await _end(task)
+        mute.close()
+
+
+async def _leaves_nothing_running(answer, others):
+    async def is_quiet():
+        return not _tasks_of(answer, others)
+
+    is_alone = await comes_true(is_quiet, timeout=0.5)
+    saw = "No server answered and your connect raised, but a task of it is still trying to connect"
+    want(is_alone, saw, "nothing left behind: cancel it")
+
+
+def _tasks_of(answer, others):
+    """The tasks that this answer, or nats-py for it, has started and that still run (set).
+
+    others: tasks that are not looked at."""
+    code = getattr(answer, "__code__", None)
+    files = {code.co_filename} if code else set()
+    folder = str(Path(nats.__file__).parent)
+
+    def is_its(task):
+        code = getattr(task.get_coro(), "cr_code", None)
+        return code and (code.co_filename in files or code.co_filename.startswith(folder))
+
+    return {task for task in asyncio.all_tasks() - others if is_its(task)}
 
 
 async def _ignore(error):
     """For error_cb."""
 
 
-def _never_gives_up(client):
+def _is_connected_with_its_options(client):
     connected = isinstance(client, Client) and client.is_connected
     saw = f"Three servers are up, and your connect returned {client!r}"
     want(connected, saw, "a connected client")
+    name = client.options["name"]
+    wanted = "'ex-bounded', as in the options that it was called with"
+    want(name == "ex-bounded", f"The client's name is {name!r}", wanted)
+
+
+def _never_gives_up(client):
     attempts = client.options["max_reconnect_attempts"]
     wanted = "-1, so that a connection that was made is never given up"
-    want(attempts == -1, f"max_reconnect_attempts is {attempts}", wanted)
+    # 0 and below are endless, and nobody lives to see the end of a million.
+    want(not 0 < attempts < 1e6, f"max_reconnect_attempts is {attempts}", wanted)
 
 
 async def _notices_a_hang(lab, client):
-    """Lets the client's server hang. Raises NotYet unless the client leaves it soon."""
+    """Lets the client's server hang. Raises NotYet unless the client leaves it soon, and is
+    connected again."""
     port = client.connected_url.port
     node = next(node for node in lab.cluster.nodes if node.port == port)
     await lab.faults.pause(node.name)
@@ -110,6 +166,11 @@ async def _notices_a_hang(lab, client):
         f" (ping_interval {interval} s, max_outstanding_pings {pings})"
     )
     want(is_noticed, saw, "noticed within about 3 s")
+    await lab.faults.resume(node.name)
+    is_back = await comes_true(lambda: client.is_connected, timeout=6)
+    state = "closed" if client.is_closed else "not connected"
+    saw = f"The client noticed that its server hung. Then all three answered, and it was {state}"
+    want(is_back, saw, "connected again: a connection that was made once is never given up")
 
 
 @exercise(
@@ -125,13 +186,13 @@ async def _notices_a_hang(lab, client):
 )
 async def survive(lab, answer):
     """Publish all orders, each stored once, although the stream's leader hangs and is then
-    killed."""
+    killed; once as well if it is called again."""
     wants_function(answer, "js, subject, orders")
     for count in (1500, 15000, 15000):
         if await _survives(lab, answer, count):
             return
         # All were acked before the leader was dead: that proves nothing.
-    saw = f"publish_all was done with {count} orders before the leader was dead"
+    saw = f"publish_all had stored {count} orders before the leader was dead"
     want(False, saw, "at work at that moment. Run the check again")
 
 
@@ -160,15 +221,17 @@ async def _survives(lab, answer, count):
     orders = {f"order-{number}": str(number).encode() for number in range(count)}
     await lab.faults.heal()
     try:
-        leader, far = await _new_stream(lab, stream)
+        far = await _new_stream(lab, stream)
         client = await lab.connect(node=far, name="publish_all")
         publishing = answer(client.jetstream(), f"{stream.lower()}.new", orders)
         running = asyncio.ensure_future(publishing)
         try:
-            hit = await _strike(lab, client, running, leader)
+            hit = await _strike(lab, client, running, stream, count)
             _has_published(running)
             await lab.wait_for_leader(stream, timeout=30)
-            _each_once(await _stored_ids(client, stream), orders)
+            _each_once(await _stored_messages(client, stream), orders)
+            if hit:
+                await _nothing_twice(answer, client, stream, orders)
             return hit
         finally:
             await _end(running)
@@ -179,31 +242,40 @@ async def _survives(lab, answer, count):
 
 
 async def _new_stream(lab, stream):
-    """Names of the node that leads the stream, and of one that does not. The latter leads the meta
-    group: only the stream shall suffer."""
+    """Name of a node that does not lead the stream, and leads the meta group: only the stream shall
+    suffer. It holds one message of another publisher."""
     await lab.js.add_stream(name=stream, subjects=[f"{stream.lower()}.*"], num_replicas=3)
     await lab.settled(stream)
     leader = await lab.wait_for_current(stream)
     far = next(node.name for node in lab.cluster.nodes if node.name != leader)
     await lab.faults.step_down(to=far)
-    return leader, far
+    await lab.js.publish(f"{stream.lower()}.old", BEFORE, timeout=5)
+    return far
 
 
-async def _strike(lab, client, running, leader):
-    """Lets the leader hang, then kills it, and waits for the answer. True if it was at work until
-    then."""
+async def _strike(lab, client, running, stream, count):
+    """Lets the stream's leader hang, then kills it, and waits for the answer. True if it was at
+    work until then, and not all of its orders were stored by the time of the hang."""
+    sent = client.stats["out_msgs"]
+
+    async def is_publishing():
+        return running.done() or client.stats["out_msgs"] > sent + 5
 
     async def has_read_all():
         before = client.stats["in_msgs"]
         await asyncio.sleep(0.1)
         return client.stats["in_msgs"] == before
 
-    await asyncio.wait([running], timeout=0.02)
+    is_at_work = await comes_true(is_publishing, timeout=3)
+    want(is_at_work, "publish_all had published nothing for 3 s", "orders published at once")
+    leader = await lab.wait_for_leader(stream)
     await lab.faults.pause(leader)
-    await asyncio.wait([running], timeout=0.7)  # what is in flight now stays without an answer
+    views = await raft.seen(lab.cluster, lab.topic)  # of those that do not hang
+    held = max(view["streams"][stream]["state"]["messages"] for view in views.values())
+    await asyncio.wait([running], timeout=0.3)  # what is in flight now stays without an answer
     await lab.faults.kill(leader)
     await comes_true(has_read_all, timeout=2)  # what was acked before may not be read yet
-    hit = not running.done()
+    hit = not running.done() and held < count  # there is one more message, see _new_stream()
     await asyncio.wait([running], timeout=35)
     return hit
 
@@ -217,19 +289,45 @@ def _has_published(running):
     want(error is None, saw, "again, until the order is acked")
 
 
-def _each_once(ids, orders):
-    """Raises NotYet unless these are the ids of all orders. ids: of the stored messages."""
-    wanted = "the order's id in this header, or a second try stores it twice"
+def _each_once(messages, orders):
+    """Raises NotYet unless these are all orders, each once, and what was there before. messages:
+    [(Nats-Msg-Id or None, body)] of what the stream holds."""
+    found = collections.Counter(body for _, body in messages)
+    saw = "A message that was in the stream before publish_all is gone"
+    want(found.pop(BEFORE, None), saw, "what was there stays")
+    ids = [name for name, body in messages if body != BEFORE]
+    wanted = "an id for each order in this header, or a second try stores it twice"
     want(None not in ids, "A stored message has no Nats-Msg-Id", wanted)
-    strange = next((name for name in ids if name not in orders), None)
-    saw = f"A stored message has the id {strange!r}, which is no id of an order"
-    want(strange is None, saw, "the same id at each try")
-    saw = f"{len(ids)} of {len(orders)} orders are stored"
-    want(len(ids) == len(orders), saw, "all, so try again what was not acked")
+    strange = next((body for body in found if body not in orders.values()), None)
+    saw = f"A stored message has the body {strange!r}, which is that of no order"
+    want(strange is None, saw, "the body as it was given")
+    saw = f"{len(found)} of {len(orders)} orders are stored"
+    want(len(found) == len(orders), saw, "all, so try again what was not acked")
+    twice = len(ids) - len(found)
+    saw = f"{twice} of {len(orders)} orders are stored twice"
+    want(not twice, saw, "once, so the same id at each try")
 
 
-async def _stored_ids(client, stream):
-    """The Nats-Msg-Id of each message of the stream (list; None where there is none).
+async def _nothing_twice(answer, client, stream, orders):
+    """Lets the answer publish some orders again, as after a crash of the publisher. Raises NotYet
+    if one is stored a second time."""
+    some = dict(list(orders.items())[:20])
+    before = await _stored(client, stream)
+    publishing = asyncio.ensure_future(answer(client.jetstream(), f"{stream.lower()}.new", some))
+    try:
+        await asyncio.wait([publishing], timeout=10)
+        saw = "Called again with 20 of the orders, publish_all"
+        want(publishing.done(), f"{saw} had not ended after 10 s", "an answer for each at once")
+        publishing.result()
+    finally:
+        await _end(publishing)
+    twice = await _stored(client, stream) - before
+    saw += f" stored {twice} of them a second time"
+    want(twice == 0, saw, "none: the same id for an order at each try, and at each call")
+
+
+async def _stored_messages(client, stream):
+    """[(its Nats-Msg-Id, its body)] of each message of the stream; None where there is no id.
 
     By a pull consumer: nats-py makes an ordered one anew in the background, and that may outlive
     the connection."""
@@ -245,7 +343,7 @@ async def _stored_ids(client, stream):
             # The consumer's leader may be as new as the stream's.
             with contextlib.suppress(TimeoutError, ServiceUnavailableError):
                 msgs = await sub.fetch(min(500, left), timeout=2)
-                found.extend((msg.headers or {}).get("Nats-Msg-Id") for msg in msgs)
+                found.extend(((msg.headers or {}).get("Nats-Msg-Id"), msg.data) for msg in msgs)
         return len(found) == count
 
     await comes_true(all_are_found, timeout=20)

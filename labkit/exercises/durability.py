@@ -2,7 +2,9 @@
 replica ahead of its leader."""
 
 import asyncio
+import contextlib
 import copy
+import numbers
 
 from nats.errors import Error
 from nats.js import api
@@ -13,7 +15,9 @@ from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import comes_true, wants_function
 
-AT_RISK = {"2m": 12000, "always": 0, "10s": 1000}  # of 100 messages a second, by sync_interval
+SECONDS = {"2m": 120, "always": 0, "10s": 10}  # that can be lost, by sync_interval
+ORDERS = 30  # that a stream takes before one of its nodes dies
+RATES = 100, 2500  # messages a second
 
 
 @exercise(
@@ -28,7 +32,7 @@ AT_RISK = {"2m": 12000, "always": 0, "10s": 1000}  # of 100 messages a second, b
 )
 async def keeps_orders(lab, answer):
     """Configure EX_ORDERS: takes orders with any one node dead, keeps them when all processes die,
-    no needless copies."""
+    throws none away, no needless copies."""
     want(isinstance(answer, api.StreamConfig), f"orders is {answer!r}", "an api.StreamConfig")
     want(answer.name == "EX_ORDERS", f"The stream is named {answer.name!r}", "'EX_ORDERS'")
     await delete(lab.js, "EX_ORDERS")
@@ -36,7 +40,10 @@ async def keeps_orders(lab, answer):
         config = await _created(lab.js, answer)
         saw = f"It has the subjects {config.subjects}"
         want(config.subjects == ["ex.orders.*"], saw, "['ex.orders.*']")
+        saw = "It has no_ack=True: nobody hears whether an order is stored"
+        want(not config.no_ack, saw, "an ack for each")
         await _takes_orders_without_a_node(lab, config.num_replicas)
+        _throws_nothing_away(config)
         saw = (
             "It goes on without one node, but keeps its messages in memory: when all three"
             " processes are killed, all are lost (section 1)"
@@ -63,8 +70,8 @@ async def _created(js, config):
         return (await js.add_stream(copy.copy(config))).config
     except APIError as error:
         raise NotYet(
-            f"The server refused it ({error.err_code}, {error.description}); wanted: a stream on"
-            " three nodes or fewer."
+            f"The server refused it ({error.err_code}, {error.description}); wanted: a stream that"
+            " it takes. It has three nodes."
         ) from None
 
 
@@ -76,14 +83,56 @@ async def _takes_orders_without_a_node(lab, replicas):
     try:
         await lab.settled("EX_ORDERS")
         js = client.jetstream()
-        await js.publish("ex.orders.new", b"before", timeout=5)
+        await _take_orders(js)
         await lab.faults.kill(victim)
         error = await _last_error(js, timeout=8 if replicas == 3 else 2)
+        copies = "1 replica" if replicas == 1 else f"{replicas} replicas"
+        saw = f"It has {copies}: with {victim} dead, a publish got no ack ({error})"
+        want(error is None, saw, "an ack with any one node dead")
+        asking = client.jetstream(timeout=1)
+        held = (await lab.until(lambda: _info(asking), timeout=10)).state.messages
     finally:
         await client.close()
-    copies = "1 replica" if replicas == 1 else f"{replicas} replicas"
-    saw = f"It has {copies}: with {victim} dead, a publish got no ack ({error})"
-    want(error is None, saw, "an ack with any one node dead")
+    saw = f"It acked {ORDERS} orders and one more with {victim} dead, and holds {held} messages"
+    want(held > ORDERS, saw, "all that it acked")
+
+
+async def _take_orders(js):
+    """Publishes orders of three customers, small ones and one of 10 kB. Raises NotYet unless each
+    is acked."""
+    for number in range(ORDERS):
+        body = bytes(10_000 if number == 0 else 10)
+        try:
+            await js.publish(f"ex.orders.{number % 3}", body, timeout=5)
+        except (Error, TimeoutError) as error:
+            words = f"{type(error).__name__}: {error}".removesuffix(": ")
+            saw = f"All nodes were alive, and order {number + 1}, {len(body)} bytes, got: {words}"
+            want(False, saw, "an ack")
+
+
+async def _info(js):
+    with contextlib.suppress(Error, TimeoutError):
+        return await js.stream_info("EX_ORDERS")
+
+
+def _throws_nothing_away(config):
+    """Raises NotYet if the stream's configuration drops what it has acked. A limit with
+    discard=new drops nothing: there the new order is refused."""
+    wanted = "all that it acked, as long as nobody deletes it"
+    saw = f"It has max_age={config.max_age:g}: an acked order is thrown away after that time"
+    want(not config.max_age, saw, wanted)
+    retention = api.RetentionPolicy(config.retention or "limits").value
+    saw = f"Its retention is {retention!r}: an acked order goes when its consumers have acked it"
+    want(retention == "limits", saw, wanted)
+    for name in ("max_msgs", "max_bytes", "max_msgs_per_subject"):
+        limit = getattr(config, name) or 0
+        saw = f"It has {name}={limit} with discard=old: beyond that, acked orders are thrown away"
+        want(limit <= 0 or _refuses_new(config, name), saw, wanted)
+
+
+def _refuses_new(config, name):
+    per_subject = name != "max_msgs_per_subject" or config.discard_new_per_subject
+    return api.DiscardPolicy(config.discard or "old") is api.DiscardPolicy.NEW and per_subject
 
 
 async def _holder(lab):
@@ -122,13 +171,16 @@ async def _last_error(js, timeout):
 async def at_risk(lab, answer):
     """Say from /jsz how many acked messages a power failure of all machines can take at most."""
     wants_function(answer, "jsz, per_second", coroutine=False)
-    for sync, wanted in AT_RISK.items():
-        got = answer(await _jsz(lab, sync), 100)
-        case = f"For 100 messages a second and sync_interval: {sync}, it"
-        is_number = isinstance(got, (int, float)) and not isinstance(got, bool)
-        want(is_number, f"{case} returned {got!r}", "a number")
-        why = ". The server gives times in nanoseconds" if got > 1e9 else ""
-        want(abs(got - wanted) <= 1, f"{case} said {got:g}", f"{wanted}{why}")
+    for sync, seconds in SECONDS.items():
+        jsz = await _jsz(lab, sync)
+        for rate in RATES:
+            got, wanted = answer(copy.deepcopy(jsz), rate), rate * seconds
+            case = f"For {rate} messages a second and sync_interval: {sync}, it"
+            is_number = isinstance(got, numbers.Number) and not isinstance(got, (bool, complex))
+            want(is_number, f"{case} returned {got!r}", "a number")
+            got = float(got)
+            why = ". The server gives times in nanoseconds" if got > 1e9 else ""
+            want(abs(got - wanted) <= 1, f"{case} said {got:g}", f"{wanted}{why}")
 
 
 @at_risk.solved_by

@@ -1,9 +1,13 @@
 """Answers to the exercises of clustering."""
 
 import asyncio
+import json
 import time
+import uuid
+from urllib.parse import urlparse
 
 import nats
+from nats.errors import NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError
 
 from answers import answers_to
@@ -47,6 +51,86 @@ async def a_deadline_around_it_and_one_ping(servers, **options):
     options |= {"ping_interval": 1, "max_outstanding_pings": 1, "max_reconnect_attempts": -1}
     async with asyncio.timeout(3):
         return await nats.connect(servers, **options)
+
+
+@wrong("bounded", "still trying to connect; wanted: nothing left behind")
+async def raises_and_goes_on_trying(servers, **options):
+    options |= {"ping_interval": 1, "max_outstanding_pings": 1, "max_reconnect_attempts": -1}
+    connecting = asyncio.ensure_future(nats.connect(servers, **options))
+    await asyncio.wait([connecting], timeout=2)
+    if not connecting.done():
+        raise RuntimeError("no server answered within 2 s")
+    return connecting.result()
+
+
+@wrong("bounded", "it was closed; wanted: connected again")
+async def one_connection_and_no_other(servers, **options):
+    options |= {"ping_interval": 1, "max_outstanding_pings": 1, "max_reconnect_attempts": -1}
+    return await asyncio.wait_for(nats.connect(servers, allow_reconnect=False, **options), 2)
+
+
+@wrong("bounded", "had not ended after 4 s")
+async def asks_only_whether_the_port_is_open(servers, **options):
+    for server in servers:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", urlparse(server).port)
+        except OSError:
+            continue
+        writer.close()
+        options |= {"ping_interval": 1, "max_outstanding_pings": 1, "max_reconnect_attempts": -1}
+        return await nats.connect(servers, **options)
+    raise RuntimeError("no server listens")
+
+
+@wrong("bounded", "The client's name is None; wanted: 'ex-bounded'")
+async def drops_the_options(servers, **options):
+    return await notices_in_time(servers)
+
+
+@wrong("bounded", "NameError")
+async def raises_for_another_reason(servers, **options):
+    if len(servers) < 3:
+        raise no_such_error  # noqa: F821
+    return await notices_in_time(servers, **options)
+
+
+@right("bounded")
+async def an_error_of_its_own(servers, **options):
+    try:
+        return await notices_in_time(servers, **options)
+    except TimeoutError:
+        raise RuntimeError(f"no server answered: {servers}") from None
+
+
+@right("bounded")
+async def a_few_tries_first_and_for_ever_later(servers, **options):
+    client = await nats.connect(
+        servers,
+        connect_timeout=0.4,
+        reconnect_time_wait=0.2,
+        max_reconnect_attempts=2,
+        ping_interval=1.4,
+        max_outstanding_pings=1,
+        **options,
+    )
+    client.options["max_reconnect_attempts"] = 0
+    return client
+
+
+@right("bounded")
+async def a_watch_that_forces_it_to_reconnect(servers, **options):
+    client = await asyncio.wait_for(nats.connect(servers, max_reconnect_attempts=-1, **options), 2)
+
+    async def watch():
+        while not client.is_closed:
+            await asyncio.sleep(0.5)
+            try:
+                await client.flush(timeout=1)
+            except nats.errors.FlushTimeoutError:
+                await client.force_reconnect()
+
+    client.watching = asyncio.create_task(watch())
+    return client
 
 
 @wrong("survive", "publish_all raised TimeoutError")
@@ -118,7 +202,7 @@ async def without_an_id(js, subject, orders):
     await again_without_the_order_id(js, subject, orders, lambda: None)
 
 
-@wrong("survive", "which is no id of an order")
+@wrong("survive", "wanted: ")  # stored twice in the first call, or in the second one
 async def a_new_id_at_each_try(js, subject, orders):
     await again_without_the_order_id(
         js, subject, orders, lambda: {"Nats-Msg-Id": str(time.monotonic())}
@@ -145,3 +229,78 @@ async def ten_at_a_time(js, subject, orders):
     async with asyncio.TaskGroup() as tasks:
         for order, body in orders.items():
             tasks.create_task(one(order, body))
+
+
+@wrong("survive", "stored 20 of them a second time")
+async def an_id_of_this_call(js, subject, orders):
+    for body in orders.values():
+        await publish_until_acked(js, subject, body, str(uuid.uuid4()))
+
+
+@wrong("survive", "had published nothing for 3 s")
+async def waits_until_it_is_over(js, subject, orders):
+    await asyncio.sleep(20)
+    for order, body in orders.items():
+        await publish_until_acked(js, subject, body, order)
+
+
+@wrong("survive", "that was in the stream before publish_all is gone")
+async def begins_anew_with_an_empty_stream(js, subject, orders):
+    stream = await js.find_stream_name_by_subject(subject)
+    await js.purge_stream(stream)
+    for order, body in orders.items():
+        await publish_until_acked(js, subject, body, order)
+
+
+@wrong("survive", "orders are stored; wanted: all")
+async def sends_and_does_not_listen(js, subject, orders):
+    for order, body in orders.items():
+        await js._nc.publish(subject, body, headers={"Nats-Msg-Id": order})
+    await asyncio.sleep(3)
+
+
+@wrong("survive", "was still at work")
+async def waits_long_for_each(js, subject, orders):
+    for order, body in orders.items():
+        await js.publish(subject, body, timeout=90, headers={"Nats-Msg-Id": order})
+
+
+@right("survive")
+async def ids_with_a_prefix(js, subject, orders):
+    for order, body in orders.items():
+        await publish_until_acked(js, subject, body, f"orders:{order}")
+
+
+@right("survive")
+async def rounds_of_what_is_not_acked_yet(js, subject, orders):
+    async def attempt(order):
+        headers = {"Nats-Msg-Id": order}
+        try:
+            await js.publish(subject, orders[order], timeout=1, headers=headers)
+        except (TimeoutError, APIError, NoStreamResponseError):
+            return order
+        return None
+
+    left = list(orders)
+    while left:
+        tried = [
+            await asyncio.gather(*map(attempt, left[i : i + 100])) for i in range(0, len(left), 100)
+        ]
+        left = [order for some in tried for order in some if order]
+        await asyncio.sleep(0.05)
+
+
+@right("survive")
+async def by_hand(js, subject, orders):
+    client = js._nc
+    for order, body in orders.items():
+        headers = {"Nats-Msg-Id": order}
+        while True:
+            try:
+                reply = await client.request(subject, body, timeout=0.5, headers=headers)
+            except (TimeoutError, NoRespondersError):
+                await asyncio.sleep(0.1)
+                continue
+            if "error" not in json.loads(reply.data):
+                break
+            await asyncio.sleep(0.1)
