@@ -28,8 +28,8 @@ def transaction():
 
 
 def prove():
-    """Raises sqlite3.Error while nothing can be charged. On a full disk the first bytes may still find room, so it
-    writes more, and frees it again. And it charges a made-up order, and takes that back."""
+    """Raises while nothing can be charged. On a full disk the first bytes may still find room, so it writes more, and
+    frees it again. And it charges a made-up order the way that charge() does, and takes that back."""
     with transaction() as db:
         db.executescript(TABLES)
     with transaction() as db:
@@ -37,7 +37,7 @@ def prove():
     with transaction() as db:
         db.execute("DELETE FROM probe")
         db.execute("SAVEPOINT made_up")
-        insert(db, f"probe {ME}", 0)
+        apply(db, "probe", f"probe {ME}", 0)
         db.execute("ROLLBACK TO made_up")
 
 
@@ -45,10 +45,11 @@ def take_room(db):
     db.execute("INSERT INTO probe VALUES (zeroblob(?))", [ROOM])
 
 
-def insert(db, name, amount):
+def apply(db, key, name, amount):
     """Returns the amount that this order has been charged with, now or before."""
     db.execute("INSERT INTO charges VALUES (?, ?) ON CONFLICT DO NOTHING", [name, amount])
     [(charged,)] = db.execute("SELECT amount FROM charges WHERE id = ?", [name])
+    db.execute("DELETE FROM tries WHERE key = ?", [key])
     return charged
 
 
@@ -56,8 +57,7 @@ def charge(key, name, amount):
     """The effect and its marker in one transaction: a second delivery changes nothing. Raises NoOrder if the id has
     been charged with another amount."""
     with transaction() as db:
-        charged = insert(db, name, amount)
-        db.execute("DELETE FROM tries WHERE key = ?", [key])
+        charged = apply(db, key, name, amount)
     if charged != amount:
         raise NoOrder(f"{name!a:.60} has been charged with {charged}, and comes again with {amount}")
 

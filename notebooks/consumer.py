@@ -37,7 +37,7 @@ MAX_HEADERS = 60_000                                         # bytes; JetStream 
 OUR_HEADERS = 1024                                           # bytes; they are shorter
 MAX_ID = 200                                                 # characters
 BEATS = 20                                                   # a third of ack wait each; then work counts as hung
-OUTAGE = (sqlite3.Error, OSError, MemoryError, NatsError, asyncio.TimeoutError)
+OUTAGE = (sqlite3.Error, OSError, MemoryError, NatsError, TimeoutError)
 log = logging.getLogger("order-consumer")
 
 
@@ -133,7 +133,7 @@ async def bury(nc, msg, reason):
     except NoStreamResponseError as error:                   # somebody has deleted DEAD: prepare() makes it anew
         await again(msg, error)
         raise
-    except (NatsError, asyncio.TimeoutError) as error:       # the next one may be a good one
+    except (NatsError, TimeoutError) as error:               # the next one may be a good one
         await again(msg, error)
     else:
         await asyncio.to_thread(charges.forget, key(msg))
@@ -190,7 +190,7 @@ async def prepare(js):
 async def fetch(sub, batch):
     try:
         return await sub.fetch(batch, timeout=1)
-    except asyncio.TimeoutError:                             # a quiet second
+    except TimeoutError:                                     # a quiet second
         return []
 
 

@@ -55,7 +55,7 @@ async def persist(what, ask, end):
             return await ask()
         except (BadSubjectError, MaxPayloadError) as error:
             raise Refused(error) from error
-        except (NatsError, asyncio.TimeoutError) as error:
+        except (NatsError, TimeoutError) as error:
             if isinstance(error, APIError) and error.err_code in (TOO_LARGE, HEADERS_TOO_LARGE):
                 raise Refused(error) from error
             if permanent(error):

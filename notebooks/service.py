@@ -11,6 +11,9 @@ Settings are environment variables. Most have the names that the `nats` command 
                                 the server's place and greets in plain text gets the password, also if NATS_CA is set.
     NATS_INBOX_PREFIX           where replies arrive, such as _INBOX_orders; default _INBOX
     REPLICAS                    of a stream that is made here; default 3
+
+There is no health endpoint and no metrics: a program that cannot go on ends, so that its supervisor needs the exit code
+alone, and what an alert needs the servers tell (`num_pending` and `num_ack_pending` of a consumer, the messages in DEAD).
 """
 import asyncio
 import contextlib
@@ -36,6 +39,8 @@ BEING_MOVED = {10123, 10124, 10202, 10226}
 PASSING = {FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE, *BEING_MOVED}
 NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # permanent too, with HTTP codes 500 and 503
 LEAVING = 3                                                  # seconds; a server that stands still must not hold up the end
+CONNECTING = 10                                              # seconds; then a new client tries
+TLS_FIRST = os.environ.get("NATS_TLS_FIRST", "") not in ("", "0")
 
 
 class CannotGoOn(Exception):
@@ -93,15 +98,14 @@ def connection():
         raise CannotGoOn(f"NATS_INBOX_PREFIX={inbox!r}; wanted: a subject such as _INBOX_orders")
     options = {"user": os.environ.get("NATS_USER"), "password": os.environ.get("NATS_PASSWORD"),
                "user_credentials": files.get("NATS_CREDS"), "inbox_prefix": inbox}
-    first = os.environ.get("NATS_TLS_FIRST", "") not in ("", "0")
-    if first or "NATS_CA" in files or "NATS_CERT" in files:
+    if TLS_FIRST or "NATS_CA" in files or "NATS_CERT" in files:
         try:
             options["tls"] = ssl.create_default_context(cafile=files.get("NATS_CA"))
             if "NATS_CERT" in files:
                 options["tls"].load_cert_chain(files["NATS_CERT"], files.get("NATS_KEY"))
         except ssl.SSLError as error:
             raise CannotGoOn(f"NATS_CA, NATS_CERT or NATS_KEY: {error}") from error
-        options["tls_handshake_first"] = first
+        options["tls_handshake_first"] = TLS_FIRST
     return options
 
 
@@ -149,7 +153,8 @@ async def serve(name, work):
             end.call(f"{ADDRESSES} show a certificate that is not trusted: {error.verify_message}")
 
     async def on_closed():                                   # closed is for good, also with max_reconnect_attempts=-1
-        end.call(f"the connection was closed for good: {nc.last_error}")
+        if nc:
+            end.call(f"the connection was closed for good: {nc.last_error}")
 
     async def on_disconnect():
         log.warning("disconnected")
@@ -157,35 +162,44 @@ async def serve(name, work):
     async def on_reconnect():
         log.warning("reconnected")
 
-    nc = nats.NATS()
+    nc = None
     try:
-        connecting = asyncio.ensure_future(nc.connect(
-            SERVERS, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
-            max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed,
-            disconnected_cb=on_disconnect, reconnected_cb=on_reconnect, **connection()))
-        await asyncio.wait([connecting, end.called], return_when=asyncio.FIRST_COMPLETED)
-        if end.code is None:
-            started(connecting)
+        nc = await connect(end, log, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
+                           max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed,
+                           disconnected_cb=on_disconnect, reconnected_cb=on_reconnect, **connection())
+        if nc:
             await work(nc, end)
-        else:
-            await give_up(connecting)
         why = end.code
     except CannotGoOn as error:
         why = end.code or error                              # what called for the end explains what happened then
-    except (NatsError, asyncio.TimeoutError, OSError) as error:
+    except (NatsError, TimeoutError, OSError) as error:
         why = end.code or f"stopped by {type(error).__name__}: {error}"
     finally:
-        await leave(nc)
+        if nc:
+            await leave(nc)
     return f"{name}: {why}" if why else 0
 
 
-def started(connecting):
-    try:
-        connecting.result()
-    except NatsError:
-        raise
-    except Exception as error:                               # only its kind: its text may hold a part of a secret
-        raise CannotGoOn(f"NATS_URL or NATS_CREDS cannot be used: {type(error).__name__}") from error
+async def connect(end, log, **options):
+    """A client that is connected; None if the end is called for first. nats-py 2.16 tries for ever, but if a first TLS
+    handshake fails it waits for ever, without a word, for that socket to close. So a new client tries after a while."""
+    while True:
+        nc = nats.NATS()
+        connecting = asyncio.ensure_future(nc.connect(SERVERS, **options))
+        await asyncio.wait([connecting, end.called], timeout=CONNECTING, return_when=asyncio.FIRST_COMPLETED)
+        failed = connecting.exception() if connecting.done() else None
+        if connecting.done() and not failed and end.code is None:
+            return nc
+        await give_up(connecting)
+        await leave(nc)
+        if end.code is not None:
+            return None
+        if isinstance(failed, NatsError):
+            raise failed
+        if failed:                                           # only its kind: its text may hold a part of a secret
+            raise CannotGoOn(f"NATS_URL or NATS_CREDS cannot be used: {type(failed).__name__}") from failed
+        hint = ". NATS_TLS_FIRST=1 needs handshake_first in the tls block of the servers" if TLS_FIRST else ""
+        log.error("no connection to %s in %s s; a new client tries%s", ADDRESSES, CONNECTING, hint)
 
 
 async def give_up(task):
@@ -198,10 +212,10 @@ async def give_up(task):
 
 async def leave(nc):
     """Sends the last acks and what is buffered, and closes, whatever state the connection is in."""
-    with contextlib.suppress(NatsError, OSError, asyncio.TimeoutError):
+    with contextlib.suppress(NatsError, OSError, TimeoutError):
         if nc.is_connected:
             await nc.flush(LEAVING)
             await nc.drain()
-    with contextlib.suppress(NatsError, OSError, asyncio.TimeoutError):
+    with contextlib.suppress(NatsError, OSError, TimeoutError):
         if nc.is_connected or nc.is_connecting or nc.is_reconnecting:
             await asyncio.wait_for(nc.close(), LEAVING)

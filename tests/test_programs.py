@@ -763,6 +763,64 @@ async def test_tls_handshake_first_a_certificate_and_an_inbox_of_its_own(lab, sh
         assert [await producer.ended(20), await consumer.ended(20)] == [0, 0]
 
 
+async def test_a_first_handshake_that_fails_is_tried_again(lab, shop):
+    """nats-py 2.16.0 would wait for ever, and say nothing."""
+    authority = trustme.CA()
+    server, ca = lab.scratch / "server.pem", lab.scratch / "ca.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(server)
+    authority.cert_pem.write_to_path(ca)
+    trusting = ssl.create_default_context(cafile=ca)
+    pem = quoted(server.as_posix())
+    config = f"tls {{ cert_file: {pem}, key_file: {pem}, handshake_first: 400ms }}"
+    rights = users(orders=RIGHTS["producer.py"])
+    url = await shop(f"{rights}\n{config}", tls=trusting, tls_handshake_first=True)
+    greeted = []
+
+    async def greet_the_first_in_plain_text(reader, writer):
+        if not greeted:
+            greeted.append(writer)
+            writer.write(b'INFO {"max_payload": 1000}\r\n')
+            return
+        there = await asyncio.open_connection("127.0.0.1", url.rpartition(":")[2])
+        await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+
+    async def carry(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(greet_the_first_in_plain_text, "127.0.0.1", 0) as door:
+        producer = start(
+            lab,
+            "producer.py",
+            NATS_URL=f"nats://127.0.0.1:{door.sockets[0].getsockname()[1]}",
+            NATS_USER="orders",
+            NATS_PASSWORD="p",
+            NATS_INBOX_PREFIX="_INBOX_orders",
+            NATS_CA=ca,
+            NATS_TLS_FIRST=1,
+        )
+        await lab.until(lambda: acked(producer), timeout=40)
+        producer.end()
+        greeted[0].close()
+    [told] = [line for line in producer.log() if "a new client tries" in line]
+    assert "NATS_TLS_FIRST=1 needs handshake_first in the tls block of the servers" in told
+
+
+async def test_a_password_in_the_address_is_not_told(lab):
+    address = ",".join(lab.cluster.login(lab.topic)["servers"])
+    mistaken = start(
+        lab,
+        "producer.py",
+        NATS_URL=address.replace("nats://", "nats://checks:s3cr3t@"),
+        NATS_USER=None,
+        NATS_PASSWORD=None,
+    )
+    assert await mistaken.ended(20) == 1
+    assert "Authorization Violation" in mistaken.log()[-1]
+    assert "s3cr3t" not in "".join(mistaken.log() + mistaken.lines())
+
+
 async def test_a_configuration_that_the_server_refuses_ends_it(lab):
     server = await start_server(lab, jetstream(lab, "one"))
     replicas = start(lab, "producer.py", "replicas", NATS_URL=server.url, REPLICAS=3)

@@ -16,9 +16,8 @@ async def connect(timeout=3, error_cb=None, **options):
     """Connects as nats.connect does. Returns the client; raises LabError if it cannot be connected.
 
     timeout: seconds; None waits for ever. nats-py by itself tries for two minutes (60 times, 2 s
-    apart), and after a refused password at once and without a pause. Once the connection is made,
-    nats-py keeps it up as always. If the attempt fails or is cancelled, it leaves no task and no
-    socket behind. error_cb, options: those of nats.connect.
+    apart). Once the connection is made, nats-py keeps it up as always. If the attempt fails or is
+    cancelled, it leaves no task and no socket behind. error_cb, options: those of nats.connect.
     """
     client = Client()
     problems = []

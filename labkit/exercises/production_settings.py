@@ -14,6 +14,7 @@ from labkit.cluster.streams import delete
 from labkit.exercises import exercise, want
 from labkit.exercises.helpers import comes_true, fetch, queue, wants_function
 
+DRAINING = 3  # s; longer than work may take to return
 ASKS_ON = "it goes on asking until stop is set"  # what is wanted where nothing comes
 
 
@@ -21,16 +22,16 @@ ASKS_ON = "it goes on asking until stop is set"  # what is wanted where nothing 
     hints=[
         "Six options: name, max_reconnect_attempts, reconnect_time_wait, ping_interval, "
         "max_outstanding_pings, error_cb.",
-        "A silent server is noticed after ping_interval × (max_outstanding_pings + 1) "
-        "at the latest.",
+        "A silent server is noticed after ping_interval × max_outstanding_pings at the soonest, "
+        "and after ping_interval × (max_outstanding_pings + 1) at the latest.",
         "error_cb is a coroutine function with one argument: async def error_cb(error).",
     ],
     limit=30,
     variable="options",
 )
 async def service_options(lab, answer):
-    """Options of nats.connect: a name, no giving up, a knock each second, a frozen server noticed
-    in 3 s, an error_cb."""
+    """Options of nats.connect: a name, no giving up, a knock at least once a second, a frozen
+    server noticed within 3 s, one that answers in 0.2 s kept, an error_cb."""
     want(isinstance(answer, dict), f"options is {answer!r}", "a dict of options for nats.connect")
     _has_callbacks(answer)
     saw = "options has no name, so yours is without one in the server's list of connections"
@@ -122,8 +123,14 @@ def _look(options):
     attempts, pause = options["max_reconnect_attempts"], options["reconnect_time_wait"]
     saw = f"The client gives a server up after {attempts} attempts, {pause:g} s apart"
     want(attempts <= 0, saw, "never")
-    want(pause <= 1, f"The client knocks every {pause:g} s", "every second or sooner")
-    worst = options["ping_interval"] * (options["max_outstanding_pings"] + 1)
+    want(0.1 <= pause <= 1, f"The client knocks every {pause:g} s", "every 0.1 to 1 s")
+    soonest = options["ping_interval"] * options["max_outstanding_pings"]
+    saw = (
+        f"The client leaves a server that has not answered for {soonest:g} s "
+        "(ping_interval × max_outstanding_pings)"
+    )
+    want(soonest >= 0.2, saw, "0.2 s or more: a busy server needs a moment")
+    worst = soonest + options["ping_interval"]
     saw = (
         f"A server that stands still may go unnoticed for up to {worst:g} s "
         "(ping_interval × (max_outstanding_pings + 1))"
@@ -164,7 +171,7 @@ async def _with_a_server_that_freezes(lab, options):
 )
 async def goodbye(lab, answer):
     """Process messages, also after the death of a leader, until `stop` is set or the consumer is
-    deleted; then finish the one in hand, give the rest back at once, drain, end."""
+    deleted; then finish what is begun, give the rest back at once, drain, end."""
     wants_function(answer, "client, sub, stop, process")
     try:
         await _with_nothing_to_do(lab, answer)
@@ -212,8 +219,9 @@ goodbye.solved_by(work)
 class _Run:
     """One run of the learner's `work`."""
 
-    def __init__(self, client, task, stop):
+    def __init__(self, client, sub, task, stop):
         self.client = client
+        self.sub = sub
         self.task = task
         self.stop = stop
 
@@ -230,8 +238,12 @@ class _Run:
     async def returns(self):
         """Waits until it returns. Raises NotYet if it takes longer than 2 s (stop is set now), and
         what `work` itself raised."""
+        is_over = await comes_true(self.task.done, 2)
         saw = "work was still running 2 s after stop was set"
-        want(await comes_true(self.task.done, 2), saw, "it returns")
+        if self.client.is_draining:
+            saw += ", in client.drain(), which waits for what nobody takes from sub any more"
+            want(is_over, saw, "await sub.unsubscribe() before it")
+        want(is_over, saw, "it returns")
         saw = "work ended with TimeoutError, which fetch raises when nothing comes"
         # If it were raised here, it would look like a TimeoutError of the check itself.
         want(not isinstance(self.task.exception(), TimeoutError), saw, ASKS_ON)
@@ -239,12 +251,22 @@ class _Run:
 
     async def end(self):
         """Cancels it. Once may not do: Python 3.11 can swallow a cancel that meets an answer. And
-        an answer may swallow them all."""
+        an answer may swallow them all (`except BaseException`): the last way to its end is `stop`.
+        """
+        if self.client.is_draining:
+            await asyncio.wait([self.task], timeout=2 * DRAINING)
         for _ in range(3):
             self.task.cancel()
             await asyncio.wait([self.task], timeout=1)
+            self.stop.set()
         if self.is_over:
             await asyncio.gather(self.task, return_exceptions=True)
+        else:  # on a closed connection it would turn for ever, and never let go of the kernel
+            self.sub.fetch = _never
+
+
+async def _never(*_, **__):
+    await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager
@@ -252,7 +274,7 @@ async def _running(lab, work, stream, stop, process, node=None):
     """Runs the learner's `work` on this stream, with a client of its own (_Run)."""
     async with _worker_client(lab, node) as client:
         sub = await client.jetstream().pull_subscribe_bind("worker", stream)
-        run = _Run(client, asyncio.ensure_future(work(client, sub, stop, process)), stop)
+        run = _Run(client, sub, asyncio.ensure_future(work(client, sub, stop, process)), stop)
         try:
             yield run
         finally:
@@ -261,7 +283,9 @@ async def _running(lab, work, stream, stop, process, node=None):
 
 @contextlib.asynccontextmanager
 async def _worker_client(lab, node):
-    client = await lab.connect(node=node, name="worker")
+    client = await lab.connect(
+        node=node, name="worker", drain_timeout=DRAINING, error_cb=_nobody_hears
+    )
     try:
         yield client
     finally:
@@ -291,52 +315,89 @@ async def _with_nothing_to_do(lab, work):
         await run.returns()
 
 
-async def _with_a_batch_in_hand(lab, work):
-    """Sets stop while `work` has the third of 12 messages in hand. Raises NotYet unless it finishes
-    that one, and gives back what else it has fetched."""
-    other = await _stream(lab, "EX_LEAVE", 12)
-    begun, acked_early, stop = [], [], asyncio.Event()
+async def _nobody_hears(error):
+    """The worker's node may die, and its drain() may take too long: the verdict tells."""
 
-    async def process(msg):
-        begun.append(msg)
-        await asyncio.sleep(0.05)
-        if len(begun) == 3:
-            stop.set()
-        await asyncio.sleep(0.05)
+
+class _Twelve:
+    """What becomes of twelve messages: process fails for the first one that it gets; stop is set
+    while the fourth is in hand."""
+
+    def __init__(self):
+        self.stop = asyncio.Event()
+        self.begun = []
+        self.done = []
+        self.acked_early = []
+        self.begun_before_stop = 0
+        self.failed = None
+
+    async def process(self, msg):
+        self.begun.append(msg)
+        if len(self.begun) == 1:
+            self.failed = msg
+            raise TimeoutError("provoked by the check")
+        if len(self.begun) == 4:
+            asyncio.get_running_loop().call_later(0.05, self._set_stop)
+        await asyncio.sleep(0.1)
         if msg.is_acked:
-            acked_early.append(msg)
+            self.acked_early.append(msg)
+        self.done.append(msg)
 
-    async with _running(lab, work, "EX_LEAVE", stop, process) as run:
-        is_so_far = await comes_true(lambda: stop.is_set() or run.is_over, 6)
-        saw = f"After 6 s {len(begun)} of 12 messages had been begun"
-        want(is_so_far, saw, "fetch, process, ack")
+    def _set_stop(self):
+        self.begun_before_stop = len(self.begun)
+        self.stop.set()
+
+
+async def _with_a_batch_in_hand(lab, work):
+    """Sets stop while `work` has one of 12 messages in hand. Raises NotYet unless it finishes what
+    it has begun, and gives back what else it has fetched."""
+    other = await _stream(lab, "EX_LEAVE", 12)
+    twelve = _Twelve()
+    async with _running(lab, work, "EX_LEAVE", twelve.stop, twelve.process) as run:
+        is_so_far = await comes_true(lambda: twelve.stop.is_set() or run.is_over, 6)
+        begun = len(twelve.begun)
+        saw = f"process raised TimeoutError for a message, and work ended{run.how}"
+        want(not run.is_over or begun != 1, saw, "it goes on with the next one")
+        saw = f"After 6 s process had been called {begun} times, for 12 messages"
+        want(is_so_far, saw, "fetch, process, ack, and the next one")
         await run.returns()
-        saw = f"work returned after {len(begun)} messages, before stop was set"
-        want(len(begun) >= 3, saw, "on and on until then")
-        saw = f"After stop was set, work began {len(begun) - 3} more messages"
-        want(len(begun) == 3, saw, "the one in hand is finished, no other begun")
+        saw = f"work returned after {begun} messages, before stop was set"
+        want(twelve.begun_before_stop, saw, "on and on until then")
+        more = len(twelve.begun) - twelve.begun_before_stop
+        wanted = "what is begun is finished, nothing else begun"
+        want(more == 0, f"After stop was set, work began {more} more", wanted)
+        begun = twelve.begun_before_stop - 1  # without the one that has failed
+        finished = len(twelve.done)
+        saw = f"work returned when process had ended for {finished} of {begun} messages"
+        want(finished == begun, saw, "what is begun is finished first")
         saw = "A message was acked before process had returned"
-        want(not acked_early, saw, "the ack after it, or a crash in between loses it")
+        want(not twelve.acked_early, saw, "the ack after it, or a crash in between loses it")
         saw = "When work had returned, its connection was still open"
         want(run.client.is_closed, saw, "drained, and so closed")
-        await _gave_back(lab, other, begun)
+        await _gave_back(lab, other, twelve)
 
 
-async def _gave_back(lab, other, begun):
+async def _gave_back(lab, other, twelve):
     """Raises NotYet unless another worker gets all messages at once but those that were begun."""
     rest = []
     while msgs := await fetch(other, 12):
         rest += msgs
-    come_again = {msg.data for msg in rest}
-    acked = [msg for msg in begun if msg.is_acked and msg.data not in come_again]
-    saw = f"work acked {len(acked)} of the 3 messages that it had processed"
-    want(len(acked) == 3, saw, "all, after process")
-    info = await lab.js.consumer_info("EX_LEAVE", "worker")
-    saw = (
-        f"Another worker got only {len(rest)} of the 9 others at once "
-        f"({info.num_ack_pending - len(rest)} wait for ack wait, 30 s)"
+    failed = twelve.failed.data
+    done = {msg.data for msg in twelve.done}
+    others = 12 - len(done | {failed})
+    at_once = len({msg.data for msg in rest} - done - {failed})
+    saw = f"Another worker got only {at_once} of the {others} others at once"
+    wanted = (
+        "all: nak what is not begun, and let an exception of process end nothing but its message"
     )
-    want(len(rest) == 9, saw, "all, so nak what is not begun")
+    want(at_once == others, saw, wanted)
+    # The server knows who is acked: an answer may publish its acks itself.
+    info = await lab.js.consumer_info("EX_LEAVE", "worker")
+    not_acked = info.num_ack_pending + info.num_pending - (12 - len(done))
+    saw = f"work acked {len(done) - not_acked} of the {len(done)} messages that it had processed"
+    want(not_acked <= 0, saw, "all, after process")
+    saw = "process raised TimeoutError for a message, and the message never comes again"
+    want(not_acked == 0, saw, "an ack after process has returned, no other")
 
 
 async def _without_a_leader(lab, work):

@@ -56,6 +56,16 @@ def has_the_pings_of_the_guide():
     return good(ping_interval=30, max_outstanding_pings=3)
 
 
+@wrong("service_options", "knocks every 0 s")
+def knocks_without_a_pause():
+    return good(reconnect_time_wait=0)
+
+
+@wrong("service_options", "leaves a server that has not answered for 0 s")
+def leaves_a_server_before_it_can_answer():
+    return good(ping_interval=2, max_outstanding_pings=0)
+
+
 @wrong("service_options", "has no error_cb")
 def hears_no_error():
     return good("error_cb")
@@ -93,6 +103,23 @@ def writes_errors_into_the_log():
     }
 
 
+@right("service_options")
+def has_the_zero_that_means_for_ever():
+    return {
+        "name": "orders",
+        "max_reconnect_attempts": 0,
+        "reconnect_time_wait": 0.1,
+        "ping_interval": 0.1,
+        "max_outstanding_pings": 20,
+        "error_cb": keep,
+        "closed_cb": closed,
+    }
+
+
+async def closed():
+    errors.append("closed")
+
+
 async def fetched(sub, batch=5):
     """What comes within half a second (list). Raises NotFoundError once the consumer is deleted."""
     try:
@@ -107,8 +134,12 @@ async def fetched(sub, batch=5):
 
 
 async def handled(msg, process):
-    await process(msg)
-    await msg.ack()
+    try:
+        await process(msg)
+    except TimeoutError:
+        await msg.nak(delay=1)
+    else:
+        await msg.ack()
 
 
 async def given_back(msg):
@@ -130,7 +161,7 @@ async def leave(client, sub):
     await client.drain()
 
 
-@wrong("goodbye", "began 2 more messages")
+@wrong("goodbye", "began 1 more")
 async def finishes_the_batch(client, sub, stop, process):
     async def go_on(msg):
         await handled(msg, process)
@@ -141,7 +172,7 @@ async def finishes_the_batch(client, sub, stop, process):
         await leave(client, sub)
 
 
-@wrong("goodbye", "only 7 of the 9")
+@wrong("goodbye", "only 7 of the 8")
 async def drops_the_rest(client, sub, stop, process):
     async def drop(msg):
         pass
@@ -164,7 +195,8 @@ async def leaves_the_connection_open(client, sub, stop, process):
 async def acks_first(client, sub, stop, process):
     async def ack_first(msg, process):
         await msg.ack()
-        await process(msg)
+        with contextlib.suppress(TimeoutError):
+            await process(msg)
 
     try:
         await until_stop(sub, stop, process, handle=ack_first)
@@ -175,7 +207,8 @@ async def acks_first(client, sub, stop, process):
 @wrong("goodbye", "acked 0 of the 3")
 async def does_not_ack(client, sub, stop, process):
     async def process_only(msg, process):
-        await process(msg)
+        with contextlib.suppress(TimeoutError):
+            await process(msg)
 
     try:
         await until_stop(sub, stop, process, handle=process_only)
@@ -183,7 +216,7 @@ async def does_not_ack(client, sub, stop, process):
         await leave(client, sub)
 
 
-@wrong("goodbye", "only 7 of the 9")
+@wrong("goodbye", "only 7 of the 8")
 async def terminates_the_rest(client, sub, stop, process):
     async def terminate(msg):
         await msg.term()
@@ -245,6 +278,178 @@ async def fetches_for_ever(client, sub, stop, process):
 @wrong("goodbye", "NotFoundError, its connection still open")
 async def ends_without_a_goodbye(client, sub, stop, process):
     await until_stop(sub, stop, process)
+    await leave(client, sub)
+
+
+@wrong("goodbye", "Its consumer was deleted 5 s ago, and work was still running")
+async def swallows_whatever_fetch_raises(client, sub, stop, process):
+    async def take(sub):
+        try:
+            return await sub.fetch(5, timeout=0.5)
+        except BaseException:
+            return []
+
+    try:
+        await until_stop(sub, stop, process, take)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "Its consumer was deleted 5 s ago, and work was still running")
+async def makes_the_deleted_consumer_again(client, sub, stop, process):
+    async def take(sub):
+        try:
+            return await fetched(sub)
+        except NotFoundError:
+            await client.jetstream().add_consumer(
+                "EX_LEAD", durable_name="worker", ack_policy="explicit"
+            )
+            return []
+
+    try:
+        await until_stop(sub, stop, process, take)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "nobody led it, work ended")
+async def takes_silence_for_a_deleted_consumer(client, sub, stop, process):
+    async def take(sub):
+        try:
+            return await sub.fetch(5, timeout=0.5)
+        except TimeoutError:
+            return []
+        except ServiceUnavailableError:
+            await asyncio.wait_for(sub.consumer_info(), 1)
+            return []
+
+    try:
+        await until_stop(sub, stop, process, take)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "only 4 of the 8")
+async def drops_a_batch_whose_first_message_fails(client, sub, stop, process):
+    try:
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                for msg in await sub.fetch(5, timeout=0.5):
+                    if stop.is_set():
+                        await msg.nak()
+                        continue
+                    await process(msg)
+                    await msg.ack()
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "process raised TimeoutError for a message, and work ended with TimeoutError")
+async def dies_of_one_message(client, sub, stop, process):
+    async def unguarded(msg, process):
+        await process(msg)
+        await msg.ack()
+
+    try:
+        await until_stop(sub, stop, process, handle=unguarded)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "the message never comes again")
+async def acks_what_has_failed(client, sub, stop, process):
+    async def ack_in_finally(msg, process):
+        try:
+            with contextlib.suppress(TimeoutError):
+                await process(msg)
+        finally:
+            await msg.ack()
+
+    try:
+        await until_stop(sub, stop, process, handle=ack_in_finally)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "process had ended for 2 of 3 messages")
+async def breaks_off_what_is_in_hand(client, sub, stop, process):
+    async def until_it_stops(msg, process):
+        working = asyncio.ensure_future(handled(msg, process))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await msg.nak()
+        stopping.cancel()
+
+    try:
+        await until_stop(sub, stop, process, handle=until_it_stops)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "in client.drain(), which waits for what nobody takes")
+async def does_not_unsubscribe(client, sub, stop, process):
+    try:
+        await until_stop(sub, stop, process)
+    finally:
+        await client.drain()
+
+
+@wrong("goodbye", "only 7 of the 8")
+async def gives_back_with_a_delay(client, sub, stop, process):
+    async def later(msg):
+        await msg.nak(delay=20)
+
+    try:
+        await until_stop(sub, stop, process, give_back=later)
+    finally:
+        await leave(client, sub)
+
+
+@right("goodbye")
+async def handles_a_batch_side_by_side(client, sub, stop, process):
+    async def handle(msg):
+        await process(msg)
+        await msg.ack_sync()
+
+    try:
+        while not stop.is_set():
+            batch = await fetched(sub)
+            await asyncio.gather(*map(handle, batch), return_exceptions=True)
+    finally:
+        await leave(client, sub)
+
+
+@right("goodbye")
+async def asks_after_each_trouble_whether_the_consumer_is_there(client, sub, stop, process):
+    async def is_there():
+        try:
+            await asyncio.wait_for(sub.consumer_info(), 1)
+        except NotFoundError:
+            return False
+        except (ServiceUnavailableError, ServerError, TimeoutError):
+            pass
+        return True
+
+    while not stop.is_set():
+        try:
+            batch = await sub.fetch(5, timeout=0.3)
+        except TimeoutError:
+            continue
+        except ServiceUnavailableError:
+            if not await is_there():
+                break
+            batch = []
+        while batch and not stop.is_set():
+            msg = batch.pop(0)
+            try:
+                await process(msg)
+                await client.publish(msg.reply, b"+ACK")
+            except TimeoutError:
+                await client.publish(msg.reply, b"-NAK")
+        for msg in batch:
+            await client.publish(msg.reply, b"-NAK")
     await leave(client, sub)
 
 
