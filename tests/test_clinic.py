@@ -1,5 +1,5 @@
-"""Every case of the clinic, on one private cluster: it is ill, wrong repairs are flagged, the right
-one heals."""
+"""Every case of the clinic, on one private cluster: it is ill, wrong repairs are flagged, its own
+repair heals, and right ones in another style do."""
 
 import collections
 
@@ -34,14 +34,25 @@ async def test_it_is_ill_and_wrong_repairs_are_flagged_and_the_right_one_heals(l
         await is_flagged(case, repair)
     # The cell that a learner is shown; its body is that of the function `repair`.
     await engine.run_source(case.solution_text(), case=case, lab=lab, js=lab.js)
-    case.patience = 8  # on a busy machine it takes some time to work off a backlog
-    verdict = await case.verdict(case.cause)
-    assert verdict.startswith(f"{name}: healed. The cause was: {case.cause}. "), verdict
+    await is_healed(case)
 
 
-@pytest.mark.parametrize("repair", SPOILS, ids=lambda it: f"{it.case}-{it.change.__name__}")
+@pytest.mark.parametrize("repair", SPOILS, ids=lambda it: it.name)
 async def test_a_repair_that_makes_it_worse_is_flagged(lab, repair):
     await is_flagged(await clinic.open(lab, repair.case), repair)
+
+
+@pytest.mark.parametrize("repair", repairs.right_ones(), ids=lambda it: it.name)
+async def test_a_right_repair_in_another_style_heals(lab, repair):
+    case = await clinic.open(lab, repair.case)
+    await repair.carry_out(case)
+    await is_healed(case)
+
+
+async def is_healed(case):
+    case.patience = 8  # on a busy machine it takes some time to work off a backlog
+    verdict = await case.verdict(case.cause)
+    assert verdict.startswith(f"{case.name}: healed. The cause was: {case.cause}. "), verdict
 
 
 async def is_flagged(case, repair):
@@ -137,7 +148,9 @@ async def test_hints_tell_more_and_more_and_every_case_is_complete(capsys, monke
     for name, kind in clinic.CASES.items():
         assert kind.cause in clinic.CAUSES and kind.cause not in kind.report
         assert 2 <= len(kind.hints) <= 4
-        assert repairs.of(name, spoils=False)
+        mine = [repair for repair in repairs.EVERY if repair.case == name]
+        assert len([repair for repair in mine if repair.words]) >= 3
+        assert len([repair for repair in mine if not repair.words]) >= 1
         case = kind(None)
         for _ in range(len(kind.hints) + 1):
             kind(None).hint()  # the case opened again moves on too

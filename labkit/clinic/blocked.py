@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 
 from nats.errors import NoRespondersError
 
@@ -116,19 +117,52 @@ class charged_twice(Shop):
         return [number for number in orders if self.charges.count("charged", order=number) > 1]
 
     async def healthy(self):
+        sent = time.perf_counter() - self.charges.start
         new = await self._publish(4)
 
         async def all_charged():
             # Both at once: one after the other they can fall into step with charges half a charge
             # apart.
             answered = await asyncio.gather(self._probe("A"), self._probe("B"))
-            charged = [self.charges.count("charged", order=number) for number in new]
-            return all(answered) and all(charged)
+            await self._none_is_lost()
+            return all(answered) and len(self._charged(new)) == len(new)
 
         if not await comes_true(all_charged, 20):
             raise Unwell(await self._what_is_missing(new))
         if twice := self._charged_twice(new):
             raise Unwell(f"orders {twice} were charged twice.")
+        took = min(self._charged(new).values()) - sent
+        if took < 1.2:
+            raise Unwell(
+                f"an order was charged {took:.1f} s after it was sent, and the bank takes 1.2 s: "
+                "did the bank hear of it?"
+            )
+        if not await comes_true(self._nothing_is_out, self.patience):
+            raise Unwell(
+                f"all new orders are charged, not all are answered. {await self.numbers()}"
+            )
+
+    def _charged(self, orders):
+        """{number: when it was charged} of those that were."""
+        events = [event for event in self.charges.events if event["event"] == "charged"]
+        return {event["order"]: event["at"] for event in events if event["order"] in orders}
+
+    async def _none_is_lost(self):
+        """Raises Unwell if the server no longer holds an order that is not charged."""
+        info = await self._consumer("billing")
+        await asyncio.sleep(0.2)  # what is charged is heard of a moment later
+        orders = range(1, self.number + 1)
+        uncharged = len(orders) - len(self._charged(orders))
+        if info and info.num_pending + info.num_ack_pending < uncharged:
+            raise Unwell(
+                f"{uncharged} orders were not charged yet, and the server held "
+                f"{info.num_pending + info.num_ack_pending} of them: the others were answered too "
+                "soon, or given up, and a worker that dies loses them."
+            )
+
+    async def _nothing_is_out(self):
+        info = await self._consumer("billing")
+        return info and info.num_pending + info.num_ack_pending + info.num_redelivered == 0
 
     async def _probe(self, me):
         """True if this worker answers, False if nobody listens (a process takes a moment to start).

@@ -6,6 +6,9 @@ import collections
 import contextlib
 import textwrap
 
+import nats.errors
+from nats.js.errors import APIError
+
 from labkit.cluster import connection
 from labkit.cluster.streams import delete_all, stream_names
 from labkit.errors import LabError
@@ -133,12 +136,15 @@ class Case(Helped):
     async def _illness(self):
         """What is still wrong (text), or None."""
         try:
-            await asyncio.wait_for(self.healthy(), LIMIT)
+            async with asyncio.timeout(LIMIT) as limit:
+                await self.healthy()
             return None
         except Unwell as observed:
             return str(observed)
-        except TimeoutError:
-            return f"the system did not come to rest within {LIMIT} s."
+        except (TimeoutError, nats.errors.Error, APIError) as error:
+            if limit.expired():
+                return f"the system did not come to rest within {LIMIT} s."
+            return f"the servers did not answer the check ({type(error).__name__}). Check again."
 
     def solution_text(self):
         """A repair that works, as a cell (text)."""

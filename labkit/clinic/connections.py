@@ -2,6 +2,7 @@
 
 import asyncio
 
+import nats.errors
 from nats.errors import NoRespondersError
 
 from labkit.clinic.case import Case, Unwell
@@ -77,7 +78,8 @@ class connected_but_silent(Shop):
         "One node answers nothing, and its connections are still open: its process is frozen. "
         "Which node is the shop on?",
         "Bring the node back (lab.faults.resume stands for your operator), "
-        "and give the shop all three servers and short pings.",
+        "and give the shop all three servers and short pings: case.settings['ping_interval'] "
+        "is 120 s.",
     ]
 
     @staticmethod
@@ -85,11 +87,21 @@ class connected_but_silent(Shop):
         for name, node in (await lab.nodes()).iterrows():
             if node["state"] != "up":
                 await lab.faults.resume(name)
-        await case.redeploy(servers=lab.cluster.servers)
+        await case.redeploy(servers=lab.cluster.servers, ping_interval=1, max_outstanding_pings=2)
 
     def __init__(self, lab):
         super().__init__(lab)
         self.frozen = None  # a Node
+
+    def defaults(self):
+        # Those of nats-py.
+        return {**super().defaults(), "ping_interval": 120, "max_outstanding_pings": 2}
+
+    def well(self):
+        return (
+            f"{super().well()} A client with the shop's settings, on a node that was frozen once "
+            "more, went on with another one."
+        )
 
     async def setup(self):
         self.frozen = await self.victim()
@@ -109,6 +121,29 @@ class connected_but_silent(Shop):
             raise Unwell(
                 f"orders flow, and node {self.frozen.name} does not answer: "
                 "one more fault and the cluster stands still."
+            )
+        await self._freeze_again(2 * self.patience)
+
+    async def _freeze_again(self, patience):
+        """Freezes the node once more, under a client with the shop's settings. Raises Unwell if
+        that has no answer for so many seconds."""
+        servers = [url for url in self.settings["servers"][1:] if url != self.frozen.url]
+        client = await self.connect(
+            "drill", **{**self.login(), "servers": [self.frozen.url, *servers]}
+        )
+        if client.connected_url.port != self.frozen.port:
+            await close_client(client, drain=False)
+            raise Unwell(f"orders flow, and {self.frozen.name} took no new client. Check again.")
+        await self.lab.faults.pause(self.frozen.name)
+        try:
+            goes_on = await comes_true(lambda: answers(client), patience)
+        finally:
+            await self.lab.faults.resume(self.frozen.name)
+            await asyncio.shield(close_client(client, drain=False))
+        if not goes_on:
+            raise Unwell(
+                f"orders flow, and when {self.frozen.name} was frozen once more, a client with "
+                f"the shop's settings that was on it had no answer for {patience:g} s."
             )
 
 
@@ -159,11 +194,27 @@ class one_node_fewer(Shop):
         return len(self.refused) > 5
 
     async def also_healthy(self):
-        if (await self.js.stream_info("ORDERS")).config.num_replicas < 3:
+        replicas = (await self.js.stream_info("ORDERS")).config.num_replicas
+        if replicas < 3:
+            count = {1: "one replica", 2: "two replicas"}[replicas]
             raise Unwell(
-                "orders flow, and ORDERS has one replica: "
-                "the next node that dies may stop them again."
+                f"orders flow, and ORDERS has {count}: the next node that dies may stop them again."
             )
+        if not await comes_true(self._is_current, self.patience):
+            raise Unwell("orders flow, and a replica of ORDERS is not up to date yet.")
+
+    async def _is_current(self):
+        replicas = (await self.js.stream_info("ORDERS")).cluster.replicas or []
+        return len(replicas) == 2 and all(peer.current for peer in replicas)
+
+
+async def answers(client):
+    """True if a server answers this client's request within half a second."""
+    try:
+        await client.request("$JS.API.INFO", timeout=0.5)
+        return True
+    except (nats.errors.Error, OSError):
+        return False
 
 
 class Ask(Case):
@@ -172,6 +223,7 @@ class Ask(Case):
     def __init__(self, lab):
         super().__init__(lab)
         self.answered = 0  # requests
+        self.served = 0  # requests that the price service has answered
         self.failed = 0
 
     def defaults(self):
@@ -187,6 +239,7 @@ class Ask(Case):
 
     async def prices(self):
         async def answer(msg):
+            self.served += 1
             await msg.respond(b"20")
 
         nc = await self.connect("prices")
@@ -218,18 +271,24 @@ class Ask(Case):
         return self.failed > 8 and not self.answered
 
     def well(self):
-        return "Ten requests in a row were answered."
+        return "The price service answered ten requests of the shop in a row."
 
     async def healthy(self):
         start = self.answered
         await comes_true(lambda: self.answered > start, self.patience)
-        answered, failed = self.answered, self.failed
+        answered, failed, served = self.answered, self.failed, self.served
         await comes_true(lambda: self.answered >= answered + 10 or self.failed > failed + 3, 10)
         answered, failed = self.answered - answered, self.failed - failed
         if failed or answered < 10:
             raise Unwell(
                 f"{failed} of the shop's last requests failed, {answered} were answered. "
                 f"Its log says: {self.last('shop')}"
+            )
+        served = self.served - served
+        if served < answered - 1:  # one was perhaps under way
+            raise Unwell(
+                f"{answered} requests were answered, and {served} of them by the price service: "
+                "who answers the others, and for how long?"
             )
 
 

@@ -1,10 +1,15 @@
 """Cases in which messages are stored and do not get through to the work, or get there too often."""
 
 import asyncio
+import contextlib
 import json
+import re
+
+from nats.js.errors import NotFoundError
 
 from labkit.clinic.case import Unwell
-from labkit.clinic.shop import Shop
+from labkit.clinic.shop import NIGHT, Shop, some
+from labkit.cluster.streams import stream_names
 
 
 class orders_stopped(Shop):
@@ -65,15 +70,22 @@ class queue_stands_still(Shop):
     ]
 
     @staticmethod
-    async def repair(case, js):
+    async def repair(case, lab, js):
         async def handle(msg, process):
             await process(json.loads(msg.data))
             await msg.ack()
 
         await case.redeploy(handler=handle)
-        config = (await js.consumer_info("ORDERS", "billing")).config
-        config.ack_wait = 1  # what is out for longer comes back now
+        before = await js.consumer_info("ORDERS", "billing")
+        config = before.config.evolve(ack_wait=1)  # what is out for longer comes back now
         await js.add_consumer("ORDERS", config)
+
+        async def answered():
+            floor = (await js.consumer_info("ORDERS", "billing")).ack_floor
+            return floor.stream_seq >= before.delivered.stream_seq
+
+        await lab.until(answered)
+        await js.add_consumer("ORDERS", before.config)
 
     def defaults(self):
         return {**super().defaults(), "handler": handle_gifts}
@@ -133,8 +145,8 @@ class one_order_for_ever(Shop):
         "look at the consumer's redelivered, and at the first message that is not acked.",
         "await js.get_msg('ORDERS', seq): order 4 has no amount. "
         "The handler naks it, and a nak brings it back at once, before all others.",
-        "Deleting it helps until the next one. "
-        "A message that can never work is put aside and terminated.",
+        "Deleting it, or acking it, loses an order, and helps until the next one. "
+        "A message that can never work is kept in another stream, and then terminated.",
     ]
 
     @staticmethod
@@ -170,6 +182,37 @@ class one_order_for_ever(Shop):
             raise Unwell(
                 f"{left} messages lie in the work queue, and no consumer will hand them out again"
             )
+        bad = {number for number in self.accepted if "amount" not in self.order(number)}
+        if billed := sorted(bad & set(self.handled)):
+            raise Unwell(
+                f"orders flow, and orders without an amount were billed ({some(billed)}): "
+                "with one that nobody has agreed to"
+            )
+        kept = await self._kept()
+        if lost := sorted(bad - kept):
+            raise Unwell(
+                f"orders flow, and {len(lost)} orders that could not be billed are in no stream "
+                f"any more: {some(lost)}. Nobody can look at them"
+            )
+
+    async def _kept(self):
+        """Numbers of the orders that some other stream keeps (set). Raises Unwell if it keeps them
+        for a while only."""
+        kept = set()
+        for name in await stream_names(self.lab.nc) - {"ORDERS"}:
+            info = await self.js.stream_info(name)
+            for seq in range(info.state.first_seq, info.state.last_seq + 1):
+                with contextlib.suppress(NotFoundError):  # it was deleted
+                    data = (await self.js.get_msg(name, seq)).data or b""
+                    kept |= {int(number) for number in re.findall(rb"order\W+(\d+)", data)}
+            if kept and info.config.storage != "file":
+                raise Unwell(f"orders flow, and stream {name}, which keeps the bad ones, is memory")
+            if kept and info.config.max_age and info.config.max_age < NIGHT:
+                raise Unwell(
+                    f"orders flow, and stream {name} keeps the bad ones for "
+                    f"{info.config.max_age:g} s: who looks at them as soon?"
+                )
+        return kept
 
 
 class every_second_invoice(Shop):
@@ -178,7 +221,6 @@ class every_second_invoice(Shop):
     consumer = None
     kinds = ("created", "shipped")
     wants = {"created": "billing", "shipped": "shipping"}
-    new_only = True
     repeats = True
     report = (
         "Since shipping went live, about half of the new orders get no invoice, "
@@ -189,12 +231,15 @@ class every_second_invoice(Shop):
         "How many consumers has ORDERS, and how many apps read from it? nats consumer ls ORDERS.",
         "Both apps bind to one durable. It keeps the filter of the app that came first, "
         "and each message goes to one of the two.",
-        "Two apps that both need their messages need two consumers: a durable each.",
+        "Two apps that both need their messages need two consumers: a durable each. "
+        "Shipping has acked orders that billing never saw. They are still in the stream: "
+        "await js.reset_consumer(stream, consumer, seq).",
     ]
 
     @staticmethod
-    async def repair(case):
+    async def repair(case, js):
         await case.redeploy(shipping_durable="shipping")
+        await js.reset_consumer("ORDERS", "worker", 1)  # billing sees all its orders again
 
     def defaults(self):
         return {
@@ -209,7 +254,7 @@ class every_second_invoice(Shop):
         return {**super().apps(), "shipping": self.shipping}
 
     async def shipping(self):
-        if not await self.js.consumers_info("ORDERS"):  # billing is the older one
+        if not await self._consumer_names():  # billing is the older one
             await asyncio.sleep(0.05)
             return
         durable, subject = self.settings["shipping_durable"], self.settings["shipping_filter"]

@@ -3,14 +3,20 @@ that handles them."""
 
 import asyncio
 import collections
+import contextlib
 import json
 from collections.abc import Sequence
 
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from labkit.clinic.case import Case, Unwell
 from labkit.cluster.connection import close_client
+from labkit.errors import LabError
 from labkit.exercises.helpers import comes_true, fetch
+
+PACE = 25  # orders a second that the shop sends at most, outside a rush
+NIGHT = 8 * 3600  # seconds for which billing may stand still without an order being lost
+LOGIN = ("servers", "user", "password", "ping_interval", "max_outstanding_pings")
 
 
 async def handle(msg, process):
@@ -26,7 +32,6 @@ class Shop(Case):
     consumer: dict | None = {}  # settings of `billing`; None: billing creates it by itself
     kinds: Sequence[str] = ("created",)  # last part of the subject, in turn
     wants = {"created": "billing"}  # kind -> the app that handles it
-    new_only = False  # True: what was lost before the repair cannot come back
     repeats = False  # True: the repair makes old orders come twice
 
     def __init__(self, lab):
@@ -36,6 +41,8 @@ class Shop(Case):
         self.refused = {}  # number -> error
         self.handled = []  # numbers, in the order in which they were handled
         self.tried = []  # the same with those that failed
+        self.given_up = 0  # messages that the server gave up: advisories of ORDERS' consumers
+        self.made = None  # when ORDERS was created, as the server says
         self.busy = False  # True: customers come in a rush
         self.sells = asyncio.Event()
         self.sells.set()
@@ -53,17 +60,60 @@ class Shop(Case):
     def apps(self):
         return {"shop": self.shop, "billing": self.billing}
 
+    async def begin(self):
+        async def note(msg):
+            self.given_up += 1
+
+        advisories = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.ORDERS.*"
+        heard = await self.lab.nc.subscribe(advisories, cb=note)
+        self.undo(heard.unsubscribe)
+        await super().begin()
+
     async def setup(self):
         await self.js.add_stream(**self.stream)
         if self.consumer is not None:
             await self.js.add_consumer("ORDERS", durable_name="billing", **self.consumer)
         await self.lab.settled("ORDERS")
+        self.made = (await self.js.stream_info("ORDERS")).created
+
+    # --- the books of the two programs
+
+    async def orders(self):
+        """The book of the shop beside those of its apps: a DataFrame with a row for each order that
+        the shop takes for stored: order, subject, handled (how many times). It first waits for a
+        second, so that the latest of them can get through."""
+        import pandas as pd
+
+        numbers = sorted(self.accepted)
+        await asyncio.sleep(1)
+        times = collections.Counter(self.handled)
+        rows = [
+            (number, self.settings["subject"].format(**self.order(number)), times[number])
+            for number in numbers
+        ]
+        return pd.DataFrame(rows, columns=["order", "subject", "handled"]).set_index("order")
+
+    async def send_again(self, numbers):
+        """The shop sends these orders (their numbers) once more, in the way of its new ones."""
+        numbers = [int(number) for number in numbers]
+        if unknown := [number for number in numbers if number not in self.accepted]:
+            raise LabError(f"The shop has not sent order {unknown[0]}: see case.orders().")
+        nc = await self.connect("shop, again", **self.login())
+        try:
+            for number in numbers:
+                order = self.order(number)
+                await self.send(nc, self.settings["subject"].format(**order), order)
+        finally:
+            await close_client(nc)
 
     # --- the two programs
 
+    def login(self):
+        """The shop's options for a connection (dict)."""
+        return {key: self.settings[key] for key in LOGIN if key in self.settings}
+
     async def shop(self):
-        login = {key: self.settings[key] for key in ("servers", "user", "password")}
-        nc = await self.connect("shop", **login)
+        nc = await self.connect("shop", **self.login())
         try:
             while not self.stopping.is_set():
                 if self.sells.is_set():
@@ -139,6 +189,8 @@ class Shop(Case):
             self.busy = False
             self.sells.clear()  # so that the backlog can be worked off
             await self._at_rest(start)
+            await self._nothing_is_left()
+            await self._is_safe(start)
             await self.also_healthy()
         finally:
             self.busy = False
@@ -148,7 +200,9 @@ class Shop(Case):
         """Raises Unwell if something else of this case is still wrong, while orders flow."""
 
     def well(self):
-        return "New orders reach their app once each, nothing waits."
+        return (
+            "New orders reach their app once each, the old ones are accounted for, nothing waits."
+        )
 
     async def _why_nothing_comes(self, start):
         """Why no order after this number came through (text)."""
@@ -163,31 +217,35 @@ class Shop(Case):
         """The numbers of the stream and of its consumers, as text."""
         try:
             info = await self.js.stream_info("ORDERS")
-            consumers = await self.js.consumers_info("ORDERS")
         except NotFoundError:
             return "There is no stream ORDERS."
         texts = [
             f"Stream ORDERS takes {', '.join(info.config.subjects)} "
             f"and holds {info.state.messages} messages."
         ]
-        texts += [
-            f"Consumer {one.name}: {one.num_pending} pending, {one.num_ack_pending} out without an"
-            f" answer (limit {one.config.max_ack_pending}), {one.num_waiting} waiting."
-            for one in consumers
-        ]
+        for name in await self._consumer_names():
+            one = await self._consumer(name)
+            if one is None:
+                texts.append(f"Consumer {name} does not answer.")
+                continue
+            texts.append(
+                f"Consumer {name}: {one.num_pending} pending, {one.num_ack_pending} out without an"
+                f" answer (limit {one.config.max_ack_pending}), {one.num_waiting} waiting."
+            )
         return " ".join(texts)
 
     async def _at_rest(self, start):
         """Waits until all that the shop sent has been handled and answered. Raises Unwell if it is
         not, or if an order was handled twice. start: number of the last order before the rush."""
-        due = {number for number in self.accepted if self._is_due(number, start)}
-        unanswered = None  # not looked at while orders are still to be handled
+        due = {number for number in self.accepted if "amount" in self.order(number)}
+        tried, given_up = len(self.tried), self.given_up
+        infos = []  # of the consumers; not looked at while orders are still to be handled
 
         async def all_done():
-            nonlocal unanswered
+            nonlocal infos
             if due <= set(self.handled):
-                unanswered = await self._unanswered()
-            return unanswered == 0
+                infos = [await self._consumer(name) for name in self._used()]
+            return infos and all(infos) and not any(map(_unanswered, infos))
 
         # What counts is what was seen when it came to rest: an order that was just being sold when
         # the shop stopped may come through a moment later.
@@ -195,30 +253,30 @@ class Shop(Case):
         failed = [error for number, error in self.refused.items() if number > start]
         missing = sorted(due - set(self.handled))
         twice = self._handled_twice(start)
-        again = [n for n, times in collections.Counter(self.tried).items() if times > 20]
+        tries = collections.Counter(self.tried[tried:]).most_common(1)
         found = []
         if failed:
             found.append(f"{len(failed)} of {self.number - start} new orders failed: {failed[0]}")
-        if again and unanswered != 0:
-            found.append(
-                f"order {again[-1]} was handed out {self.tried.count(again[-1])} times, "
-                "and others wait behind it"
-            )
+        if tries and tries[0][1] > 20:
+            found.append(f"order {tries[0][0]} was handed out {tries[0][1]} times just now")
         if missing:
             found.append(
                 f"the shop sent {len(missing)} orders without an error that were never handled: "
-                f"{_some(missing)}"
+                f"{some(missing)}"
             )
-        if unanswered and not missing and not again:
-            found.append(f"all orders are handled, and {unanswered} of them are not answered")
+        elif not all(infos):
+            found.append("all orders are handled, and a consumer does not answer")
+        elif unanswered := sum(map(_unanswered, infos)):
+            found.append(f"all orders are handled, and {unanswered} messages are not answered")
+        elif lost := max(sum(info.num_redelivered for info in infos), self.given_up - given_up):
+            found.append(
+                f"all orders are handled, and {lost} messages were given up without an answer: "
+                "max_deliver is used up, and they are in no backlog"
+            )
         if twice:
-            found.append(f"{len(twice)} orders were handled twice: {_some(twice)}")
+            found.append(f"{len(twice)} orders were handled twice: {some(twice)}")
         if found:
             raise Unwell(f"{'; '.join(found)}. {await self.numbers()}")
-
-    def _is_due(self, number, start):
-        """True if this order must have been handled."""
-        return "amount" in self.order(number) and (number > start or not self.new_only)
 
     def _handled_twice(self, start):
         """Numbers of the orders that were handled more than once and should not be (list)."""
@@ -226,11 +284,95 @@ class Shop(Case):
         again = sorted(number for number in times if times[number] > 1)
         return [number for number in again if number > start or not self.repeats]
 
-    async def _unanswered(self):
-        """How many messages wait, or are out, on the consumers that the apps use."""
-        used = {value for key, value in self.settings.items() if key.endswith("durable")}
-        infos = [info for info in await self.js.consumers_info("ORDERS") if info.name in used]
-        return sum(info.num_pending + info.num_ack_pending for info in infos)
+    async def _nothing_is_left(self):
+        """Raises Unwell if there is a durable that no app reads from: its backlog grows for
+        ever."""
+        for name in set(await self._consumer_names()) - set(self._used()):
+            info = await self._consumer(name)
+            if info and info.config.durable_name:
+                raise Unwell(
+                    f"orders flow, and no app reads from consumer {name} any more: "
+                    f"{info.num_pending} are pending there, and nobody has deleted it."
+                )
+
+    # --- is it well tomorrow?
+
+    async def _is_safe(self, start):
+        """Raises Unwell if settings of the stream or of a consumer lose orders later on. start:
+        number of the last order before the rush."""
+        info = await self.js.stream_info("ORDERS")
+        if self.made and info.created != self.made:
+            raise Unwell("orders flow, and ORDERS is another stream: what the old one held is gone")
+        config = info.config
+        if config.storage != "file":
+            raise Unwell("orders flow, and ORDERS is kept in memory: it does not outlive its node")
+        if config.max_age and config.max_age < NIGHT:
+            raise Unwell(
+                f"orders flow, and each is dropped after {config.max_age:g} s, handled or not: "
+                f"billing may stand still for a night ({NIGHT // 3600} hours)"
+            )
+        self._has_room(info, start)
+        for name in self._used():
+            info = await self._consumer(name)
+            if info is None:
+                raise Unwell(f"orders flow, and consumer {name} does not answer")
+            consumer = info.config
+            if consumer.ack_policy != "explicit":
+                raise Unwell(
+                    f"orders flow, and consumer {name} has ack_policy={consumer.ack_policy}: "
+                    "an order counts as done although no app has answered for it"
+                )
+            if consumer.inactive_threshold:
+                raise Unwell(
+                    f"orders flow, and consumer {name} is deleted when nobody asks for "
+                    f"{consumer.inactive_threshold:g} s, and its position with it"
+                )
+            if consumer.mem_storage:
+                raise Unwell(f"orders flow, and the position of consumer {name} is in memory only")
+
+    def _has_room(self, info, start):
+        """Raises Unwell if a limit of the stream is reached within a night."""
+        config, state = info.config, info.state
+        limits = {"max_msgs": config.max_msgs, "max_msgs_per_subject": config.max_msgs_per_subject}
+        if state.messages:
+            each = state.bytes / state.messages
+            limits["max_bytes"] = int((config.max_bytes or 0) / each)
+        limits = {name: count for name, count in limits.items() if count and count > 0}
+        if not limits:
+            return
+        name = min(limits, key=limits.get)
+        full = limits[name] / PACE  # seconds
+        # A stream that keeps what is acked has to hold all orders of max_age.
+        keeps = config.retention == "limits" and state.messages >= self.number - start
+        if full >= max(NIGHT, config.max_age or 0 if keeps else 0):
+            return
+        what = "drops its oldest orders" if config.discard == "old" else "refuses new orders"
+        age = f"after {config.max_age:g} s" if config.max_age else "never"
+        leaves = f"by age, {age}" if keeps else "when it is acked"
+        raise Unwell(
+            f"orders flow, and ORDERS {what} at {limits[name]} messages ({name}), handled or not: "
+            f"at {PACE} orders a second that is {full:.3g} s. A message leaves it {leaves}"
+        )
+
+    # --- its consumers
+
+    def _used(self):
+        """Names of the consumers that the apps use (list)."""
+        return [name for key, name in self.settings.items() if key.endswith("durable")]
+
+    async def _consumer(self, name):
+        """What the server says of this consumer (ConsumerInfo); None if nobody answers."""
+        with contextlib.suppress(TimeoutError, APIError):
+            return await self.js.consumer_info("ORDERS", name)
+
+    async def _consumer_names(self):
+        """Names of all consumers of ORDERS (list). The meta leader knows them; a list with their
+        numbers (consumers_info) leaves out those whose leader is silent."""
+        answer = await self.lab.nc.request("$JS.API.CONSUMER.NAMES.ORDERS", b"", timeout=5)
+        answer = json.loads(answer.data)
+        if "error" in answer:
+            raise APIError.from_error(answer["error"])
+        return sorted(answer["consumers"] or [])
 
     # --- nodes
 
@@ -254,10 +396,16 @@ class Shop(Case):
         await self.lab.until(self._has_one_replica, timeout=15)
         await self.js.add_consumer("ORDERS", durable_name="billing", ack_wait=1)
         await self.lab.settled("ORDERS")
+        self.made = (await self.js.stream_info("ORDERS")).created
 
     async def _has_one_replica(self):
         return not (await self.js.stream_info("ORDERS")).cluster.replicas
 
 
-def _some(numbers):
+def some(numbers):
     return ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
+
+
+def _unanswered(info):
+    """How many messages of this consumer wait, or are out."""
+    return info.num_pending + info.num_ack_pending

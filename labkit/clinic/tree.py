@@ -29,7 +29,7 @@ TREE = {  # complaint: {what you see: cause}
         "request: no responders, but others are answered": "client in another account",
     },
     "It is stored, and\nnot handled": {
-        "pending 0, delivered 0, the stream grows": "filter matches nothing",
+        "pending 0, nothing handed out, the stream grows": "filter matches nothing",
         "pending grows, ack pending at its limit": "ack pending limit reached",
         "pending grows, nothing is out, workers wait": "consumer paused",
         "one message handed out again and again": "poison message",
