@@ -244,6 +244,11 @@ async def test_a_timeout_of_the_answer_is_not_taken_for_one_of_the_check():
     assert "Your code raised TimeoutError" in await exercise.verdict(1)
 
 
+async def test_what_fails_outside_of_the_answer_is_not_put_down_to_it():
+    exercise = engine.Exercise(Lab.until, [])  # any function of labkit that raises
+    assert "The check met TypeError" in await exercise.verdict(1)
+
+
 async def test_a_coroutine_in_place_of_a_function_is_told_apart():
     async def check(lab, answer):
         "Anything."

@@ -139,7 +139,8 @@ class Exercise(Helped):
             return str(observed)
         except (Exception, asyncio.CancelledError) as error:
             words = f"{type(error).__name__}: {error}".rstrip(".: ")
-            return f"Your code raised {words}{where(error)}."
+            place = where(error)
+            return f"Your code raised {words}{place}." if place else f"The check met {words}."
 
     def hint(self):
         """Prints the next hint; each one tells more."""
