@@ -1,6 +1,7 @@
 """Repairs of the clinic's cases: wrong ones, each with words of the verdict that it must hear, most
 of them relief (it helps for now); and right ones in another style than the case's own."""
 
+import asyncio
 import contextlib
 import inspect
 import json
@@ -16,6 +17,7 @@ class Repair:
     change: Callable  # a coroutine function that takes some of case, lab and js
     words: str  # of the verdict; none: it is right
     spoils: bool  # True: the right repair comes too late after it
+    teaches: bool  # True: the one of its case that the tests always try
 
     @property
     def name(self):
@@ -28,11 +30,11 @@ class Repair:
         )
 
 
-def wrong(case, words, spoils=False):
+def wrong(case, words, spoils=False, teaches=False):
     """Registers a wrong repair of this case."""
 
     def register(change):
-        EVERY.append(Repair(case, change, words, spoils))
+        EVERY.append(Repair(case, change, words, spoils, teaches))
         return change
 
     return register
@@ -43,10 +45,9 @@ def right(case):
     return wrong(case, "")
 
 
-def of(case, spoils):
-    """The wrong repairs of this case after which the right one still helps, or comes too late."""
-    found = [each for each in EVERY if each.case == case and each.words]
-    return [each for each in found if each.spoils == spoils]
+def wrong_ones(case):
+    """The wrong repairs of this case."""
+    return [each for each in EVERY if each.case == case and each.words]
 
 
 def right_ones():
@@ -150,7 +151,7 @@ async def stream_without_subjects(js):
     await js.add_stream(name="ORDERS")
 
 
-@wrong("nothing_is_stored", "is kept in memory", spoils=True)
+@wrong("nothing_is_stored", "is kept in memory", spoils=True, teaches=True)
 async def stream_in_memory(js):
     await js.add_stream(name="ORDERS", subjects=["orders.>"], storage="memory")
 
@@ -189,7 +190,7 @@ async def europe_only(js):
     await change_stream(js, subjects=["orders.created.*"])
 
 
-@wrong("europe_is_missing", "never handled")
+@wrong("europe_is_missing", "never handled", teaches=True)
 async def from_now_on(js):
     await change_stream(js, subjects=["orders.*", "orders.created.*"])
 
@@ -219,7 +220,7 @@ async def id_that_orders_share(case):
     await case.redeploy(msg_id="{customer}-{kind}")
 
 
-@wrong("second_order_vanishes", "never handled")
+@wrong("second_order_vanishes", "never handled", teaches=True)
 async def right_id_from_now_on(case):
     await case.redeploy(msg_id="order-{order}")
 
@@ -241,7 +242,7 @@ async def discard_old(js):
     await change_stream(js, discard="old")
 
 
-@wrong("shop_is_closed", "refuses new orders at 1000 messages (max_msgs)")
+@wrong("shop_is_closed", "refuses new orders at 1000 messages (max_msgs)", teaches=True)
 async def larger_limit(js):
     await change_stream(js, max_msgs=1000)
 
@@ -301,7 +302,7 @@ async def filter_with_a_capital(js):
     await change_consumer(js, filter_subject="Orders.*")
 
 
-@wrong("orders_stopped", "without an error that were never handled")
+@wrong("orders_stopped", "without an error that were never handled", teaches=True)
 async def right_filter_from_now_on(js):
     await change_consumer(js, filter_subject="orders.*")
 
@@ -358,9 +359,29 @@ async def ack_in_the_end(msg, process):
     await msg.ack_sync()
 
 
-@wrong("queue_stands_still", "messages are not answered")
+@wrong("queue_stands_still", "5 out without an answer (limit 5)", teaches=True)
 async def better_handler_alone(case):
     await case.redeploy(handler=ack_in_the_end)
+
+
+@wrong("queue_stands_still", "were answered before that")
+async def ack_before_the_work(case, js):
+    async def handle(msg, process):
+        await msg.ack()
+        await process(json.loads(msg.data))
+
+    await case.redeploy(handler=handle)
+    await js.reset_consumer("ORDERS", "billing")
+
+
+@wrong("queue_stands_still", "were answered before that")
+async def work_in_the_background(case, js):
+    async def handle(msg, process):
+        asyncio.create_task(process(json.loads(msg.data)))
+        await msg.ack()
+
+    await case.redeploy(handler=handle)
+    await js.reset_consumer("ORDERS", "billing")
 
 
 @wrong("queue_stands_still", "orders were handled twice")
@@ -394,7 +415,7 @@ async def consumer_anew(case, js):
     await make_consumer_anew(case, js, pause_until=None)
 
 
-@wrong("after_the_maintenance", "never handled", spoils=True)
+@wrong("after_the_maintenance", "never handled", spoils=True, teaches=True)
 async def consumer_anew_for_new_orders(case, js):
     await make_consumer_anew(case, js, pause_until=None, deliver_policy="new")
 
@@ -422,7 +443,7 @@ async def delete_the_message(js):
     await js.delete_msg("ORDERS", info.ack_floor.stream_seq + 1)
 
 
-@wrong("one_order_for_ever", "messages were given up without an answer", spoils=True)
+@wrong("one_order_for_ever", "messages were given up without an answer", spoils=True, teaches=True)
 async def max_deliver(js):
     await change_consumer(js, max_deliver=5)
 
@@ -482,9 +503,9 @@ async def keep_in(case, js, **config):
     await case.redeploy(handler=puts_aside(keep))
 
 
-@wrong("one_order_for_ever", "are in no stream any more", spoils=True)
-async def room_for_one(case, js):
-    await keep_in(case, js, max_msgs=1)
+@wrong("one_order_for_ever", "has room for 100: at 25 orders a second", spoils=True)
+async def room_for_a_hundred(case, js):
+    await keep_in(case, js, max_msgs=100)
 
 
 @wrong("one_order_for_ever", "keeps the bad ones for 60 s", spoils=True)
@@ -533,7 +554,7 @@ async def another_filter_at_the_start_of_shipping(case):
     await case.redeploy(shipping_filter="orders.*")
 
 
-@wrong("every_second_invoice", "never handled")
+@wrong("every_second_invoice", "never handled", teaches=True)
 async def two_durables_from_now_on(case):
     await case.redeploy(shipping_durable="shipping")
 
@@ -562,7 +583,7 @@ async def from_the_first_invoice_that_is_missing(case, js):
 # --- billed twice
 
 
-@wrong("charged_twice", "did not answer its health probe")
+@wrong("charged_twice", "did not answer its health probe", teaches=True)
 async def longer_ack_wait(js):
     await change_consumer(js, ack_wait=3)
 
@@ -605,7 +626,7 @@ async def another_server(case, lab):
     await case.redeploy(servers=[lab.node("n3").url])
 
 
-@wrong("new_password", "NoStreamResponseError")
+@wrong("new_password", "NoStreamResponseError", teaches=True)
 async def no_login(case):
     await case.redeploy(user=None, password=None)
 
@@ -620,7 +641,7 @@ async def password_alone(case):
     await case.redeploy(password="lab")
 
 
-@wrong("new_firewall", "the shop sends no orders")
+@wrong("new_firewall", "the shop sends no orders", teaches=True)
 async def port_of_the_monitoring(case, lab):
     await case.redeploy(servers=[f"nats://127.0.0.1:{lab.node('n1').monitor}"])
 
@@ -642,7 +663,7 @@ async def first_server_of_the_cluster(case, lab):
     await case.redeploy(servers=lab.cluster.servers[:1])
 
 
-@wrong("connected_but_silent", "had no answer for")
+@wrong("connected_but_silent", "had no answer for", teaches=True)
 async def resume_and_leave_it_at_that(lab):
     for name, node in (await lab.nodes()).iterrows():
         if node["state"] != "up":
@@ -674,7 +695,7 @@ async def start_all(lab):
             await lab.faults.start(name)
 
 
-@wrong("one_node_fewer", "one replica")
+@wrong("one_node_fewer", "one replica", teaches=True)
 async def start_the_node_and_leave_it_at_that(lab):
     await start_all(lab)
     await lab.wait_for_leader("ORDERS")
@@ -711,7 +732,7 @@ async def more_patience(case):
     await case.redeploy(timeout=5)
 
 
-@wrong("nobody_knows_the_price", "NoRespondersError")
+@wrong("nobody_knows_the_price", "NoRespondersError", teaches=True)
 async def wildcard_in_a_request(case):
     await case.redeploy(request_subject="prices.*")
 
@@ -746,7 +767,7 @@ async def the_service_takes_all(case):
     await case.redeploy(service_subject="*.get", timeout=2)
 
 
-@wrong("works_for_me", "NoRespondersError")
+@wrong("works_for_me", "NoRespondersError", teaches=True)
 async def node_of_the_laptop(case, lab):
     await case.redeploy(servers=[lab.node("n1").url])
 
@@ -761,7 +782,7 @@ async def login_of_the_price_service(case, lab):
     await case.redeploy(**lab.cluster.login(lab.topic))
 
 
-@wrong("gaps_in_the_chart", "SlowConsumerError")
+@wrong("gaps_in_the_chart", "SlowConsumerError", teaches=True)
 async def slightly_longer_queue(case):
     await case.redeploy(pending_msgs_limit=64)
 
@@ -776,7 +797,7 @@ async def room_for_two_bursts(case):
     await case.redeploy(pending_msgs_limit=400)
 
 
-@wrong("drill_gone_wrong", "when its node was killed again")
+@wrong("drill_gone_wrong", "when its node was killed again", teaches=True)
 async def more_attempts(case):
     await case.redeploy(max_reconnect_attempts=1000)
 

@@ -1,8 +1,11 @@
 """What lesson 01 tells of busy clients, where its cells show the short case."""
 
 import asyncio
+import json
+import re
 import threading
 import time
+import urllib.request
 
 import nats
 import pytest
@@ -58,6 +61,36 @@ async def test_a_flush_alone_loses_some_now_and_then(calm):
     end = time.monotonic() + 20
     while not await lost(calm, nats.aio.client.Client.flush, near, 500):
         assert time.monotonic() < end
+
+
+async def test_on_a_full_socket_one_turn_is_no_barrier_and_two_flushes_are():
+    heard, is_read = [], asyncio.Event()
+
+    async def take_notes(reader, writer):
+        writer.write(b'INFO {"max_payload": 104857600}\r\n')
+        while words := (await reader.readline()).split():
+            heard.append(words[0].decode())
+            if words[0] == b"PUB":
+                await is_read.wait()
+                await reader.readexactly(int(words[-1]) + 2)
+            if words[0] == b"PING":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(take_notes, "127.0.0.1") as listener:
+        port = listener.sockets[0].getsockname()[1]
+        client = await nats.connect(f"nats://127.0.0.1:{port}")
+        publishing = asyncio.create_task(client.publish("bulk", bytes(40_000_000)))
+        while "PUB" not in heard:
+            await asyncio.sleep(0.01)
+        await client.subscribe("orders")
+        await asyncio.sleep(0)
+        is_read.set()
+        await client.flush()
+        await client.flush()
+        await publishing
+        await client.close()
+    assert heard[2:] == ["PUB", "PING", "SUB", "PING"]
 
 
 async def test_a_barrier_says_nothing_of_another_node(calm):
@@ -150,8 +183,9 @@ def in_a_thread(main):
     return thread
 
 
-async def test_a_blocked_reader_is_cut_off_and_only_the_servers_log_says_why(calm):
-    server = await start_server(calm, 'max_pending: 1MB, write_deadline: "500ms"')
+async def test_a_blocked_reader_is_cut_off_and_the_server_alone_knows_why(calm):
+    limits = 'max_pending: 1MB, write_deadline: "500ms", http: "127.0.0.1:-1"'
+    server = await start_server(calm, limits)
     errors, handled, listens, back = [], [], threading.Event(), threading.Event()
 
     async def note(error):
@@ -182,7 +216,19 @@ async def test_a_blocked_reader_is_cut_off_and_only_the_servers_log_says_why(cal
     await calm.until(back.is_set, timeout=15)
     thread.join()
     assert nats.errors.UnexpectedEOF in errors and 0 < len(handled) < 4000
-    assert "Slow Consumer Detected" in server.log.read_text(encoding="utf-8")
+    assert not any("low" in error.__name__ for error in errors)  # none tells of a slow consumer
+    log = server.log.read_text(encoding="utf-8")
+    assert "Slow Consumer Detected" in log
+    port = re.search(r"http monitor on 127\.0\.0\.1:(\d+)", log)[1]
+    assert (await asyncio.to_thread(monitored, port, "varz"))["slow_consumers"]
+    closed = (await asyncio.to_thread(monitored, port, "connz?state=closed"))["connections"]
+    assert any("Slow Consumer" in connection["reason"] for connection in closed)
+
+
+def monitored(port, path):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+        return json.load(answer)
 
 
 async def test_what_a_blocked_publisher_has_published_is_lost_without_a_word(calm):

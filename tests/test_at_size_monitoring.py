@@ -2,8 +2,13 @@
 
 import asyncio
 import contextlib
+import json
+import re
+import urllib.request
 
 import pytest
+
+from labkit.cluster.standalone import start_server
 
 pytestmark = pytest.mark.soak
 
@@ -98,6 +103,20 @@ async def test_the_node_that_leads_the_meta_group_says_ok_until_it_gives_up(lab)
     assert await leader.ask("varz", timeout=3)
     assert loop.time() - cut > 8
     await lab.faults.heal()
+
+
+async def test_a_server_without_jetstream_is_well_in_every_degree(calm):
+    server = await start_server(calm, 'http: "127.0.0.1:-1"')
+    log = server.log.read_text(encoding="utf-8")
+    port = re.search(r"http monitor on 127\.0\.0\.1:(\d+)", log)[1]
+    for degree in ("js-server-only", "js-enabled-only", "js-meta-only"):
+        assert await asyncio.to_thread(health, port, degree) == "ok"
+
+
+def health(port, degree):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/healthz?{degree}=true", timeout=5) as answer:
+        return json.load(answer)["status"]
 
 
 async def test_a_message_in_flight_for_the_first_time_hides_one_that_was_given_up(calm):

@@ -1,5 +1,6 @@
 """What lesson 44 says of lists and numbers, where showing it would take a failover or a restart."""
 
+import contextlib
 import json
 
 import pytest
@@ -122,3 +123,44 @@ async def test_where_a_consumer_stands_that_finds_nothing(lab):
         delivered = (await lab.js.consumer_info(name, "typo")).delivered
         expected = 0 if replicas == 1 else 300
         assert (delivered.consumer_seq, delivered.stream_seq) == (0, expected)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_what_a_right_filter_brings_back(lab, replicas):
+    """What nobody has asked for since; and with one replica all of it, after a restart."""
+    await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=replicas)
+    for name in ("ASKED", "IDLE", "RESTARTED"):
+        await lab.js.add_consumer("ORDERS", durable_name=name, filter_subject="order.*")
+    await lab.settled("ORDERS")
+    for number in range(300):
+        await lab.js.publish(f"orders.{number}")
+    for name in ("ASKED", "RESTARTED"):
+        assert await brought(lab, name) == 0
+    for name in ("ASKED", "IDLE"):
+        await set_filter_right(lab, name)
+    assert [await brought(lab, name) for name in ("ASKED", "IDLE")] == [0, 300]
+    leader = (await lab.js.consumer_info("ORDERS", "RESTARTED")).cluster.leader
+    restarted = [node.name for node in lab.cluster.nodes] if replicas == 3 else [leader]
+    for name in restarted:
+        await lab.faults.kill(name)
+        await lab.faults.start(name)
+        await lab.wait_for_leader("ORDERS")
+    await lab.wait_for_current("ORDERS")
+    await lab.settled("ORDERS")
+    await set_filter_right(lab, "RESTARTED")
+    assert await brought(lab, "RESTARTED") == (300 if replicas == 1 else 0)
+
+
+async def set_filter_right(lab, name):
+    config = (await patiently(lab.js.consumer_info, "ORDERS", name)).config
+    await patiently(lab.js.add_consumer, "ORDERS", config.evolve(filter_subject="orders.*"))
+
+
+async def brought(lab, name):
+    """How many messages this consumer hands out (int)."""
+    sub = await lab.js.pull_subscribe_bind(name, "ORDERS")
+    count = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            count += len(await sub.fetch(300, timeout=1))
+    return count

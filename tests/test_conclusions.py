@@ -138,7 +138,7 @@ def test_with_a_subscriber_no_side_is_full_and_the_subscriber_costs_most():
     cost = {side: row[f"cores_{side} median"] for side in ("subscribers", "publishers", "servers")}
     assert all(cores < 0.95 for cores in cost.values())
     assert list(cost) == sorted(cost, key=cost.get, reverse=True)
-    assert 2 < cost["subscribers"] / cost["publishers"] < 4
+    assert cost["subscribers"] > 2 * cost["publishers"]
 
 
 def test_that_a_second_publisher_helps_a_subscriber_is_not_shown():
@@ -157,12 +157,34 @@ def test_many_in_flight_gain_a_factor_and_fill_the_publisher():
     for kind in ("R1 file", "R1 memory", "R3 file", "R3 memory"):
         one, many = rows[f"{kind}, each awaited"], rows[f"{kind}, up to 500 in flight"]
         assert many["per_s min"] > 4 * one["per_s max"]
-        assert one["cores_servers median"] > one["cores_publisher median"]
+        assert one["cores_servers median"] > one["cores_publisher median"] < 0.5
         assert many["cores_publisher median"] > one["cores_publisher median"]
     for kind in ("R1 file", "R1 memory"):
-        assert 0.8 <= rows[f"{kind}, up to 500 in flight"]["cores_publisher median"] <= 0.95
+        assert 0.85 <= rows[f"{kind}, up to 500 in flight"]["cores_publisher median"] <= 0.95
     for kind in ("R3 file", "R3 memory"):
-        assert rows[f"{kind}, up to 500 in flight"]["cores_publisher median"] < 0.8
+        many = rows[f"{kind}, up to 500 in flight"]
+        assert many["cores_publisher median"] < 0.8
+        assert 0.8 < many["cores_servers median"] / many["cores_publisher median"] < 1.25
+
+
+def test_the_gain_of_not_waiting_is_above_ten_for_three_kinds_of_four():
+    rows = table("91", "stored-cores")
+    gains = [
+        rows[f"{kind}, up to 500 in flight"]["per_s median"]
+        / rows[f"{kind}, each awaited"]["per_s median"]
+        for kind in ("R1 file", "R1 memory", "R3 file", "R3 memory")
+    ]
+    assert sum(gain > 10 for gain in gains) == 3
+
+
+def test_which_side_is_busier_with_many_in_flight():
+    sizes, batches = table("91", "stored-sizes-cores"), table("91", "fetch-cores")
+    for row in (sizes["R1 file 16"], sizes["R1 file 128"], sizes["R1 file 1024"]):
+        assert row["cores_publisher median"] > row["cores_servers median"]
+    for row in (batches["R1 file 100"], batches["R1 file 1000"], batches["R3 file 1000"]):
+        assert row["cores_worker median"] > row["cores_servers median"]
+    for row in (sizes["R1 file 16384"], sizes["R3 file 16384"]):
+        assert row["cores_servers median"] > row["cores_publisher median"]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +313,7 @@ def test_streams_and_consumers_take_a_hundred_kilobytes_a_node_and_connections_a
 def test_a_thousand_streams_take_no_longer_each_than_a_few():
     rows = table("94", "table")
     power = "time to create them all grows with the power"
-    assert all(0.8 < rows[kind][power] < 1.1 for kind in ("streams", "consumers"))
+    assert all(0.8 < rows[kind][power] < 1 for kind in ("streams", "consumers"))
     assert rows["connections"][power] > 1
 
 

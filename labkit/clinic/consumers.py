@@ -8,7 +8,7 @@ import re
 from nats.js.errors import NotFoundError
 
 from labkit.clinic.case import Unwell
-from labkit.clinic.shop import NIGHT, Shop, some
+from labkit.clinic.shop import NIGHT, PACE, Shop, some
 from labkit.cluster.streams import stream_names
 
 
@@ -122,6 +122,9 @@ class after_the_maintenance(Shop):
         return len(self.accepted) > len(self.handled) + 8
 
 
+BAD = 16  # one order in so many has no amount
+
+
 async def handle_again(msg, process):
     try:
         await process(json.loads(msg.data))
@@ -169,7 +172,7 @@ class one_order_for_ever(Shop):
 
     def order(self, number):
         order = super().order(number)
-        if number == 4 or number % 16 == 0:
+        if number == 4 or number % BAD == 0:
             del order["amount"]
         return order
 
@@ -211,6 +214,13 @@ class one_order_for_ever(Shop):
                 raise Unwell(
                     f"orders flow, and stream {name} keeps the bad ones for "
                     f"{info.config.max_age:g} s: who looks at them as soon?"
+                )
+            room = info.config.max_msgs or -1
+            if kept and 0 < room < NIGHT * PACE / BAD:
+                raise Unwell(
+                    f"orders flow, and stream {name}, which keeps the bad ones, has room for "
+                    f"{room}: at {PACE} orders a second, of which 1 in {BAD} is bad, that is "
+                    f"{room * BAD / PACE:.3g} s"
                 )
         return kept
 

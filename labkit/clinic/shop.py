@@ -4,6 +4,7 @@ that handles them."""
 import asyncio
 import collections
 import contextlib
+import functools
 import json
 from collections.abc import Sequence
 
@@ -41,6 +42,7 @@ class Shop(Case):
         self.refused = {}  # number -> error
         self.handled = []  # numbers, in the order in which they were handled
         self.tried = []  # the same with those that failed
+        self.answered_early = []  # numbers of those that were acked before they were handled
         self.given_up = 0  # messages that the server gave up: advisories of ORDERS' consumers
         self.made = None  # when ORDERS was created, as the server says
         self.busy = False  # True: customers come in a rush
@@ -154,34 +156,37 @@ class Shop(Case):
 
     async def worker(self, app, durable, filter_subject):
         """An app that handles orders."""
-
-        async def process(order):
-            self.tried.append(order["order"])
-            await asyncio.sleep(0.002)
-            if "amount" not in order:
-                raise ValueError("an order without an amount")
-            if self.wants.get(order["kind"], app) == app:
-                self.handled.append(order["order"])
-            else:
-                self.note(app, f"this order is {order['kind']}: not for {app}, acked")
-
         nc = await self.connect(app)
         try:
             js = nc.jetstream(timeout=1)
             sub = await js.pull_subscribe(filter_subject, durable, stream="ORDERS")
             while not self.stopping.is_set():
                 for msg in await fetch(sub, timeout=0.3):
+                    process = functools.partial(self._process, app, msg)
                     await self.settings["handler"](msg, process)
         finally:
             await asyncio.shield(close_client(nc, drain=False))
+
+    async def _process(self, app, msg, order):
+        """What this app does with an order: the handler gets it as process(order)."""
+        self.tried.append(order["order"])
+        await asyncio.sleep(0.002)
+        if "amount" not in order:
+            raise ValueError("an order without an amount")
+        if self.wants.get(order["kind"], app) == app:
+            self.handled.append(order["order"])
+            if msg.is_acked:
+                self.answered_early.append(order["order"])
+        else:
+            self.note(app, f"this order is {order['kind']}: not for {app}, acked")
 
     # --- is it well?
 
     async def healthy(self, orders=24):
         self.sells.set()
-        start = self.number
+        start, tried = self.number, len(self.tried)
         if not await comes_true(lambda: max(self.handled, default=0) > start, self.patience):
-            raise Unwell(await self._why_nothing_comes(start))
+            raise Unwell(await self._why_nothing_comes(start, tried))
         start = self.number
         try:
             self.busy = True
@@ -204,14 +209,25 @@ class Shop(Case):
             "New orders reach their app once each, the old ones are accounted for, nothing waits."
         )
 
-    async def _why_nothing_comes(self, start):
-        """Why no order after this number came through (text)."""
+    async def _why_nothing_comes(self, start, tried):
+        """Why no order after this number came through (text). tried: how many tries there were
+        before."""
         sent = self.number - start
         if not sent:
             return f"the shop sends no orders. Its log says: {self.last('shop')}"
         if max(self.accepted, default=0) <= start:
             return f"all {sent} new orders failed. The shop's log says: {self.last('shop')}"
-        return f"of {sent} new orders none came through to billing. {await self.numbers()}"
+        found = [f"of {sent} new orders none came through to billing"]
+        if again := self._again_and_again(tried):
+            found.append(again)
+        return f"{'; '.join(found)}. {await self.numbers()}"
+
+    def _again_and_again(self, tried):
+        """Which order came back all the time after so many tries (text; '': none)."""
+        most = collections.Counter(self.tried[tried:]).most_common(1)
+        if most and most[0][1] > 20:
+            return f"order {most[0][0]} was handed out {most[0][1]} times just now"
+        return ""
 
     async def numbers(self):
         """The numbers of the stream and of its consumers, as text."""
@@ -253,12 +269,11 @@ class Shop(Case):
         failed = [error for number, error in self.refused.items() if number > start]
         missing = sorted(due - set(self.handled))
         twice = self._handled_twice(start)
-        tries = collections.Counter(self.tried[tried:]).most_common(1)
         found = []
         if failed:
             found.append(f"{len(failed)} of {self.number - start} new orders failed: {failed[0]}")
-        if tries and tries[0][1] > 20:
-            found.append(f"order {tries[0][0]} was handed out {tries[0][1]} times just now")
+        if again := self._again_and_again(tried):
+            found.append(again)
         if missing:
             found.append(
                 f"the shop sent {len(missing)} orders without an error that were never handled: "
@@ -275,6 +290,11 @@ class Shop(Case):
             )
         if twice:
             found.append(f"{len(twice)} orders were handled twice: {some(twice)}")
+        if not found and (early := [n for n in self.answered_early if n > start]):
+            found.append(
+                f"all orders are handled, and {len(early)} were answered before that: "
+                "a billing that dies in between loses them"
+            )
         if found:
             raise Unwell(f"{'; '.join(found)}. {await self.numbers()}")
 

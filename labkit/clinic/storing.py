@@ -4,6 +4,7 @@ import json
 
 from labkit.clinic.case import Unwell
 from labkit.clinic.shop import Shop
+from labkit.exercises.helpers import comes_true
 
 
 class nothing_is_stored(Shop):
@@ -130,11 +131,18 @@ class shop_is_closed(Shop):
 
     async def also_healthy(self):
         info = await self.js.stream_info("ORDERS")
-        if info.config.retention == "limits" and not info.config.max_age and info.state.messages:
+        if info.config.retention != "limits" or info.config.max_age:
+            return
+        # An app that deletes what it has acked does so a moment later.
+        if not await comes_true(self._is_empty, self.patience):
+            info = await self.js.stream_info("ORDERS")
             raise Unwell(
                 f"orders flow, and none of the {info.state.messages} in ORDERS ever leaves it: "
                 "acks do not remove them (retention=limits), and there is no max_age"
             )
+
+    async def _is_empty(self):
+        return not (await self.js.stream_info("ORDERS")).state.messages
 
     def symptom(self):
         return len(self.refused) > 5 and len(self.handled) == 20

@@ -9,11 +9,11 @@ from labkit.cluster.streams import delete
 from labkit.exercises import exercise, want
 from labkit.exercises.helpers import fetch, fresh_stream, wants_function
 
-GIVEN_UP = {"gave-up": 1, "moved-on": 1, "both": 1}  # story -> messages that were given up
+GIVEN_UP = {"gave-up": 2, "moved-on": 1, "both": 1}  # story -> messages that were given up
 STORY = {  # story -> what became of the three messages of a consumer
     "idle": "three messages pending, nobody has asked for them",
     "trying": "all acked but message 2, which failed once and is in flight again",
-    "gave-up": "all acked but message 3, which has used up its deliveries",
+    "gave-up": "message 1 was acked, messages 2 and 3 have used up their deliveries",
     "moved-on": "message 2 has used up its deliveries, message 3 was acked after that: "
     "the ack floor has jumped over 2",
     "both": "message 2 has used up its deliveries, message 3 is in flight for the second time",
@@ -21,7 +21,7 @@ STORY = {  # story -> what became of the three messages of a consumer
 NUMBERS = {  # story -> (num_redelivered, num_ack_pending) at its end
     "idle": (0, 0),
     "trying": (1, 1),
-    "gave-up": (1, 0),
+    "gave-up": (2, 0),
     "moved-on": (1, 0),
     "both": (2, 1),
 }
@@ -47,9 +47,14 @@ async def given_up(lab, answer):
     names = {story: f"worker-{letter}" for story, letter in zip(STORY, letters)}
     try:
         await _five_consumers(lab, names)
+        before = await _deliveries(lab.js)
         found = await answer(lab.js, "EX_GIVEN_UP")
+        after = await _deliveries(lab.js)
     finally:
         await delete(lab.js, "EX_GIVEN_UP")
+    touched = sorted(name for name in before | after if before.get(name) != after.get(name))
+    saw = f"Deliveries, acks or settings changed while it ran, at {', '.join(touched)}"
+    want(not touched, saw, "it only looks")
     saw = f"given_up returned a {type(found).__name__}"
     want(isinstance(found, dict), saw, "a dict, consumer → number")
     strangers = sorted(str(name) for name in set(found) - set(names.values()))
@@ -89,7 +94,7 @@ async def _five_consumers(lab, names):
         await js.publish("ex_given_up.new", b"%d" % number)
     plans = {
         "trying": {1: ["ack"], 2: ["nak", "hold"], 3: ["ack"]},
-        "gave-up": {1: ["ack"], 2: ["ack"], 3: ["nak", "nak"]},
+        "gave-up": {1: ["ack"], 2: ["nak", "nak"], 3: ["nak", "nak"]},
         "moved-on": {1: ["ack"], 2: ["nak", "nak"], 3: ["ack at the end"]},
         "both": {1: ["ack"], 2: ["nak", "nak"], 3: ["nak", "hold"]},
     }
@@ -101,6 +106,19 @@ async def _five_consumers(lab, names):
         return {info.name: (info.num_redelivered, info.num_ack_pending) for info in infos} == wanted
 
     await lab.until(at_the_end, timeout=15)
+
+
+async def _deliveries(js):
+    """{consumer: its settings, and how far its deliveries and acks are}, of EX_GIVEN_UP."""
+    return {
+        info.name: (
+            info.config,
+            info.delivered.consumer_seq,
+            info.num_ack_pending,
+            info.num_pending,
+        )
+        for info in await js.consumers_info("EX_GIVEN_UP")
+    }
 
 
 async def _handle_as(js, name, plan):
@@ -149,7 +167,10 @@ async def count_once(lab, answer):
     _is_counted(answer(copy.deepcopy(answers), account), 8, 4, TWO_STREAMS)
     more = random.randint(2, 9)
     later = _with_more(answers, streams, more)
-    story = f"These are the same answers, as if {more} more messages had come to each stream"
+    story = (
+        f"These are the same answers, as if {more} more messages had come to each stream. Of the"
+        " two followers one lacks them, and one still holds a message that its leader has deleted"
+    )
     _is_counted(answer(later, account), 8 + 2 * more, 4 + more, story)
 
 
@@ -163,19 +184,25 @@ def _is_counted(found, messages, pending, story):
 
 
 def _with_more(answers, streams, more):
-    """The answers with so many more messages in each copy of these streams, and as many more
-    pending at the leader of each consumer."""
-    later = copy.deepcopy(answers)
+    """The answers with so many more messages in these streams, and as many more pending at the
+    leader of each consumer. One follower is behind, one ahead; their nodes come first and last."""
+    later, followers = copy.deepcopy(answers), iter((0, more + 1))
+    leader = None
     for node, answer in later.items():
         told = [stream for entry in answer["account_details"] for stream in entry["stream_detail"]]
         for stream in told:
             if stream["name"] not in streams:
                 continue
-            stream["state"]["messages"] += more
+            if stream["cluster"]["leader"] == node:
+                leader = node if stream["name"] == streams[0] else leader
+                stream["state"]["messages"] += more
+            else:
+                stream["state"]["messages"] += next(followers)
             for consumer in stream.get("consumer_detail") or []:
                 if consumer["cluster"]["leader"] == node:
                     consumer["num_pending"] += more
-    return later
+    first, last = (node for node in later if node != leader)
+    return {node: later[node] for node in (first, leader, last)}
 
 
 TWO_STREAMS = (

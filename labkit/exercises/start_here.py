@@ -52,7 +52,7 @@ async def first_message(lab, answer):
     """Publish the text `hello` on the subject `greetings.lab`, with the client that you are
     given."""
     wants_function(answer, "nc")
-    messages = await _published_by(lab, answer)
+    messages, sent = await _published_by(lab, answer)
     wanted = "one on 'greetings.lab', sent with the client that your function is given"
     want(messages, "No message arrived", wanted)
     want(len(messages) == 1, f"{len(messages)} messages arrived", wanted)
@@ -60,6 +60,7 @@ async def first_message(lab, answer):
     saw = f"The message came on {first.subject!r}"
     want(first.subject == "greetings.lab", saw, "'greetings.lab'")
     want(first.data == b"hello", f"The message carried {first.data!r}", "b'hello'")
+    want(sent, "The client that your function was given sent nothing; another one did", wanted)
 
 
 async def say_hello(nc):
@@ -70,7 +71,7 @@ first_message.solved_by(say_hello)
 
 
 async def _published_by(lab, answer):
-    """The messages that arrive when the answer is called with a client (list)."""
+    """(messages that arrive when the answer is called with a client, how many the client sent)."""
     everything = await lab.nc.subscribe(">")
     client = await lab.connect(name="exercise")
     try:
@@ -81,4 +82,5 @@ async def _published_by(lab, answer):
     finally:
         await everything.unsubscribe()
         await client.close()
-    return [msg for msg in got if not msg.subject.startswith(("_INBOX", "$"))]
+    messages = [msg for msg in got if not msg.subject.startswith(("_INBOX", "$"))]
+    return messages, client.stats["out_msgs"]

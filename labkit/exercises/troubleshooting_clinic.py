@@ -48,7 +48,8 @@ async def diagnose(lab, answer):
     wants_function(answer, "js, stream, consumer")
     try:
         names = await _patients(lab)
-        for what, (stream, _, _, word) in PATIENTS.items():
+        for what in [*PATIENTS, *reversed(PATIENTS)]:  # a list of words in their order is no look
+            stream, _, _, word = PATIENTS[what]
             before = await _numbers(lab.js, stream, names[what])
             said = await answer(lab.js, stream, names[what])
             want(said == word, f"diagnose said {said!r} of {what}", f"{word!r}. {before}")
@@ -201,13 +202,14 @@ async def fate(lab, answer):
             held = (await lab.js.stream_info("EX_FATE")).state.messages
             wanted = f"{word!r}. The stream holds {held} messages, limit 3"
             want(said == f"fate said {word!r}", f"{said} of {what}", wanted)
-        for name, what in [
-            ("sealed", "a stream that is sealed (400, err_code 10109)"),
-            ("mute", "a stream that never answers (TimeoutError: nobody knows)"),
+        for name, kind, what in [
+            ("sealed", APIError, "a stream that is sealed (400, err_code 10109)"),
+            ("mute", TimeoutError, "a stream that never answers (TimeoutError: nobody knows)"),
         ]:
             js = lab.nc.jetstream(timeout=0.3)
             said, error = await _said(answer, js, f"ex.fate.{name}", over, heard)
-            want(error, f"fate said {said!r} of {what}", "the error itself, passed on")
+            said = f"fate raised {error!r}" if error else f"fate said {said!r}"
+            want(isinstance(error, kind), f"{said} of {what}", "the error itself, passed on")
     finally:
         for sub in subs:
             await sub.unsubscribe()

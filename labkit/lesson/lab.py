@@ -249,6 +249,11 @@ class Lab:
             "\n".join([f"{errors} in callbacks or background tasks:", *lines])
         ) from found[0]
 
+    def forgive(self, kind):
+        """Forgets the errors of this kind that callbacks and background tasks have met so far:
+        raise_errors() does not raise them. For errors that are meant to happen."""
+        self._net.caught = [error for error in self._net.take() if not isinstance(error, kind)]
+
     # --- state as tables (see tables.py for the columns)
 
     async def nodes(self):

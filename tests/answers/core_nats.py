@@ -1,6 +1,8 @@
 """Answers to the exercises of core_nats."""
 
 import asyncio
+import contextlib
+import logging
 
 import nats
 from nats.errors import NoRespondersError
@@ -260,7 +262,7 @@ async def leaks_its_slot_after_an_error(nc, handle, stop):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@wrong("worker", "in tasks that nobody looked at")
+@wrong("worker", "nobody asked for the text of 5")
 async def forgets_the_errors(nc, handle, stop):
     slots, tasks = asyncio.Semaphore(4), set()
 
@@ -280,6 +282,56 @@ async def forgets_the_errors(nc, handle, stop):
     await stop.wait()
     await nc.drain()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@wrong("worker", "nobody asked for the text of 5")
+async def swallows_the_errors(nc, handle, stop):
+    async def silently(msg):
+        with contextlib.suppress(Exception):
+            await handle(msg)
+
+    _, tasks = await at_most_four(nc, silently, stop)
+    await nc.drain()
+    await asyncio.gather(*tasks)
+
+
+@wrong("worker", "messages were in your hands at once; wanted: at most 4")
+async def hurries_at_the_end(nc, handle, stop):
+    slots, tasks = asyncio.Semaphore(4), set()
+
+    async def callback(msg):
+        if not stop.is_set():
+            await slots.acquire()
+        task = asyncio.create_task(printing(handle, msg))
+        tasks.add(task)
+        task.add_done_callback(lambda task: slots.release())
+
+    await nc.subscribe("jobs.*", queue="workers", cb=callback)
+    await stop.wait()
+    await nc.drain()
+    await asyncio.gather(*tasks)
+
+
+@wrong("worker", "raised TypeError")
+async def calls_handle_as_it_should_not(nc, handle, stop):
+    async def callback(msg):
+        await handle(msg.subject, msg.data)
+
+    await nc.subscribe("jobs.*", queue="workers", cb=callback)
+    await stop.wait()
+    await nc.drain()
+
+
+@wrong("worker", "subscribed to nothing")
+async def opens_a_connection_of_its_own(nc, handle, stop):
+    options = {key: nc.options[key] for key in ("user", "password")}
+    async with await nats.connect(nc.connected_url.geturl(), **options) as mine:
+        await four_subscriptions(mine, handle, stop)
+
+
+@wrong("worker", "Your worker returned before stop was set")
+async def leaves_it_to_a_task(nc, handle, stop):
+    asyncio.create_task(four_subscriptions(nc, handle, stop))
 
 
 @wrong("worker", "An error of handle ended your worker")
@@ -375,6 +427,54 @@ async def a_crew_behind_a_short_queue(nc, handle, stop):
     await crew.jobs.join()
     for member in crew.members:
         member.cancel()
+
+
+@right("worker")
+async def logs_the_errors_of_a_task_group(nc, handle, stop):
+    slots = asyncio.Semaphore(3)
+
+    async def one(msg):
+        try:
+            await handle(msg)
+        except Exception:
+            logging.exception("job failed")
+        slots.release()
+
+    sub = await nc.subscribe("jobs.*", queue="workers")
+    async with asyncio.TaskGroup() as group:
+
+        async def take():
+            async for msg in sub.messages:
+                await slots.acquire()
+                group.create_task(one(msg))
+
+        group.create_task(take())
+        await stop.wait()
+        await sub.drain()
+
+
+@right("worker")
+async def reads_the_errors_at_the_end(nc, handle, stop):
+    free, tasks = asyncio.Queue(4), []
+    for number in range(4):
+        free.put_nowait(number)
+
+    async def one(msg, slot):
+        try:
+            return await handle(msg)
+        finally:
+            free.put_nowait(slot)
+
+    async def callback(msg):
+        slot = await free.get()
+        tasks.append(asyncio.create_task(one(msg, slot)))
+
+    await nc.subscribe("jobs.*", queue="workers", cb=callback)
+    await stop.wait()
+    await nc.drain()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if result:
+            print(f"{result!r}")
 
 
 @right("worker")

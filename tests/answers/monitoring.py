@@ -38,6 +38,32 @@ async def wants_nothing_in_flight(js, stream):
     return await by_consumer(js, stream, settled)
 
 
+@wrong("given_up", "has given up 1; wanted: 2")
+async def counts_consumers_and_not_messages(js, stream):
+    lost = await by_consumer(js, stream, lambda info: info.num_redelivered - info.num_ack_pending)
+    return dict.fromkeys(lost, 1)
+
+
+@wrong("given_up", "wanted: it only looks")
+async def fetches_to_see_what_comes(js, stream):
+    for info in await js.consumers_info(stream):
+        sub = await js.pull_subscribe_bind(info.name, stream)
+        try:
+            await sub.fetch(5, timeout=0.2)
+        except TimeoutError:
+            pass
+    return await by_consumer(js, stream, lambda info: info.num_redelivered - info.num_ack_pending)
+
+
+@wrong("given_up", "wanted: it only looks")
+async def raises_the_limit_as_well(js, stream):
+    lost = await by_consumer(js, stream, lambda info: info.num_redelivered - info.num_ack_pending)
+    for name in lost:
+        info = await js.consumer_info(stream, name)
+        await js.add_consumer(stream, info.config.evolve(max_deliver=9))
+    return lost
+
+
 @wrong("given_up", "a list; wanted: a dict")
 async def names_only(js, stream):
     infos = await js.consumers_info(stream)
@@ -128,6 +154,22 @@ def trusts_the_leader_of_the_stream_with_consumers(answers, account):
         for consumer in stream.get("consumer_detail", [])
         if leads(node, stream)
     )
+
+
+@wrong("count_once", "one still holds a message that its leader has deleted")
+def takes_the_largest_copy(answers, account):
+    most = {}
+    for _, stream in reports(answers, account):
+        name, messages = stream["name"], stream["state"]["messages"]
+        most[name] = max(messages, most.get(name, 0))
+    return sum(most.values()), pending(reports(answers, account))
+
+
+@wrong("count_once", "one still holds a message that its leader has deleted")
+def takes_the_last_copy(answers, account):
+    told = reports(answers, account)
+    last = {stream["name"]: stream["state"]["messages"] for _, stream in told}
+    return sum(last.values()), pending(told)
 
 
 @wrong("count_once", "108 messages; wanted: 8")

@@ -55,6 +55,14 @@ async def sends_it_into_another_account(nc):
         await mine.publish("greetings.lab", b"hello")
 
 
+@wrong("first_message", "sent nothing; another one did")
+async def sends_it_with_a_client_of_its_own(nc):
+    options = {key: nc.options[key] for key in ("user", "password")}
+    async with await nats.connect(nc.connected_url.geturl(), **options) as mine:
+        await mine.publish("greetings.lab", b"hello")
+        await mine.flush()
+
+
 @wrong("first_message", "2 messages arrived; wanted: one")
 async def sends_it_twice_to_be_sure(nc):
     for _ in range(2):

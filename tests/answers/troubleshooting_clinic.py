@@ -157,6 +157,24 @@ async def tries_it_out(js, stream, consumer):
         return "ack pending" if info.num_pending else "filter"
 
 
+WORDS = [
+    "filter",
+    "ack pending",
+    "paused",
+    *6 * ["fine"],
+    "given up",
+    *2 * ["fine"],
+    "filter",
+    "fine",
+]
+
+
+@wrong("diagnose", "diagnose said 'filter' of one with R3 for new messages; wanted: 'fine'")
+async def says_what_the_check_wants_in_its_order(js, stream, consumer):
+    WORDS.append(WORDS[0])
+    return WORDS.pop(0)
+
+
 @right("diagnose")
 async def looks_in_the_list_of_consumers(js, stream, consumer):
     [info] = [each for each in await js.consumers_info(stream) if each.name == consumer]
@@ -215,6 +233,19 @@ async def takes_silence_for_no_stream(js, subject, msg_id):
         return "full"
     except (NoStreamResponseError, TimeoutError):
         return "no stream"
+    return "duplicate" if ack.duplicate else "stored"
+
+
+@wrong("fate", "fate raised RuntimeError('unknown') of a stream that is sealed")
+async def has_an_error_of_its_own(js, subject, msg_id):
+    try:
+        ack = await js.publish(subject, headers={"Nats-Msg-Id": msg_id})
+    except NoStreamResponseError:
+        return "no stream"
+    except Exception as error:
+        if getattr(error, "err_code", None) == 10077:
+            return "full"
+        raise RuntimeError("unknown") from None
     return "duplicate" if ack.duplicate else "stored"
 
 
