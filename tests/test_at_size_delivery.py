@@ -63,11 +63,57 @@ async def test_given_up_messages_are_counted_until_they_are_gone_or_a_purge(lab,
     await lab.js.purge_stream("SIZE", subject="size.other")  # there is none
     await shows(lab, sub, 0)
     assert await stored(lab, 500)
+    if replicas == 3:
+        await another_leads(lab, sub)
+        await shows(lab, sub, 500)
+
+
+async def another_leads(lab, sub):
+    leads = (await sub.consumer_info()).cluster.leader
+    other = next(node for node in ("n1", "n2", "n3") if node != leads)
+    await lab.faults.step_down("SIZE", "worker", to=other)
+
+
+@both
+async def test_only_a_purge_of_what_the_consumer_reads_makes_it_forget(lab, replicas):
+    sub = await queue(lab, 100, replicas, max_deliver=2, filter_subject="size.new")
+    while msgs := await fetch(sub, 50):
+        for msg in msgs:
+            await msg.nak()
+    await lab.js.purge_stream("SIZE", subject="size.other")  # there is none
+    await shows(lab, sub, 100)
+    await lab.js.publish("size.new", b"in flight")
+    [held] = await fetch(sub, timeout=5)
+    await lab.js.purge_stream("SIZE", subject="size.new", seq=1)  # removes nothing
+    assert await numbers(sub) == (100, 1, 0)
+    await held.ack_sync()
+    await lab.js.purge_stream("SIZE", subject="size.new", seq=1)
+    await shows(lab, sub, 0)
+    assert await stored(lab, 101)
+
+
+@both
+async def test_the_ack_floor_jumps_over_what_was_given_up(lab, replicas):
+    sub = await queue(lab, 3, replicas, max_deliver=2)
+    for _ in range(2):
+        for msg in await fetch(sub, 3, timeout=5):
+            await (msg.nak() if msg.data == b"1" else msg.ack_sync())
+    assert await fetch(sub) == [] and await numbers(sub) == (1, 0, 0)
+    assert await floor(sub) == 1
+    await lab.js.publish("size.new", b"later")
+    [msg] = await fetch(sub, timeout=5)
+    await msg.ack_sync()
+    assert await floor(sub) == 4
+
+
+async def floor(sub):
+    return (await sub.consumer_info()).ack_floor.stream_seq
 
 
 async def shows(lab, sub, redelivered):
     async def so():
-        return await numbers(sub) == (redelivered, 0, 0)
+        with contextlib.suppress(TimeoutError):  # nobody leads, nobody answers
+            return await asyncio.wait_for(numbers(sub), 1) == (redelivered, 0, 0)
 
     await lab.until(so)
 

@@ -6,12 +6,15 @@ import random
 import re
 import time
 
+from nats.js.errors import NotFoundError, ServiceUnavailableError
+
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
-from labkit.exercises.helpers import fetch, queue, wants_function
+from labkit.exercises.helpers import comes_true, fetch, queue, wants_function
 
 WORK = 0.3  # seconds of work on each message of a batch
 ROOM = 0.3  # seconds that ack wait leaves to the work on a batch, and to the time a dead worker has
+OLD = 10  # deliveries of a message that has failed often
 BACK = 2  # seconds after which a dead worker's messages must be with another one
 GO_DURATION = r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)"
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
@@ -37,9 +40,9 @@ class _Answers:
 
     async def to(self, msg, kinds=("ack", "nak", "term")):
         """The answers of these kinds to this delivery of a message: [(kind, its argument)]."""
-        await asyncio.sleep(0)
         async with self.lock:
-            await self.lab.nc.flush()
+            for _ in range(2):  # the first PING may overtake what a task of the answer publishes
+                await self.lab.nc.flush()
             for _ in range(self.sub.pending_msgs):
                 said = await self.sub.next_msg()
                 self.heard.append((said.subject, said.data.decode(errors="replace")))
@@ -63,8 +66,8 @@ class _Answers:
     ]
 )
 async def right_answer(lab, answer):
-    """Answer each message once: ack, nak with a delay, or term, by what process(msg) does; raise
-    nothing but a cancel."""
+    """Answer each message once: ack, nak with a delay, or term, by what process(msg) does; let
+    nothing out but a cancel."""
     wants_function(answer, "msg, process")
     cases = [
         (None, "ack"),
@@ -82,9 +85,23 @@ async def right_answer(lab, answer):
                 [msg] = await sub.fetch(1, timeout=5)
                 await _answers_as_wanted(answer, msg, answers, raised, wanted)
             [msg] = await sub.fetch(1, timeout=5)
-            await _lets_a_cancel_out(answer, msg)
+            await _lets_a_cancel_out(answer, msg, answers)
+            msg = await _that_failed_often(lab, sub)
+            await _answers_as_wanted(answer, msg, answers, ConnectionResetError("away"), "nak")
         finally:
             await delete(lab.js, "EX_ANSWER")
+
+
+async def _that_failed_often(lab, sub):
+    """Publishes a message and returns its delivery number OLD."""
+    await lab.js.publish("ex_answer.new", b"old")
+    while True:
+        for msg in await sub.fetch(1, timeout=5):
+            if msg.data != b"old":  # one that handle sent back
+                continue
+            if msg.metadata.num_delivered == OLD:
+                return msg
+            await msg.nak()
 
 
 async def handle(msg, process):
@@ -105,10 +122,11 @@ right_answer.solved_by(handle)
 
 async def _answers_as_wanted(answer, msg, answers, raised, wanted):
     """raised: what process raises (None: it returns)."""
-    ended, early = False, []
+    calls, ended, early = 0, False, []
 
     async def process(msg):
-        nonlocal ended, early
+        nonlocal calls, ended, early
+        calls += 1
         await asyncio.sleep(0.02)
         early = await answers.to(msg)
         ended = True
@@ -123,6 +141,8 @@ async def _answers_as_wanted(answer, msg, answers, raised, wanted):
     saw = f"handle answered with {_words(early)} before process had ended"
     want(not early, saw, "process first")
     want(ended, "handle returned before process had ended", "it awaits process(msg)")
+    again = "once: nak brings the message back for another attempt"
+    want(calls == 1, f"handle called process {calls} times for one delivery", again)
     kind = type(raised).__name__
     came = f"{kind} left handle and would have ended the loop"
     want(not came_out or came_out is not raised, came, f"caught, and answered with {wanted}")
@@ -134,6 +154,8 @@ async def _answers_as_wanted(answer, msg, answers, raised, wanted):
     when = f"When process raised {kind}" if raised else "When process returned"
     if raised and kind in ("JSONDecodeError", "ConnectionRefusedError"):
         when += f" (a {'ValueError' if wanted == 'term' else 'ConnectionError'})"
+    if msg.metadata.num_delivered == OLD:
+        when += f" at delivery {OLD} of a message"
     saw = f"{when}, handle answered with {_words(said)}"
     want([kind for kind, _ in said] == [wanted], saw, f"{wanted}, once")
     if wanted == "nak":
@@ -143,13 +165,16 @@ async def _answers_as_wanted(answer, msg, answers, raised, wanted):
         want(delay <= 60, saw, "seconds, and at most 60 of them")
 
 
-async def _lets_a_cancel_out(answer, msg):
+async def _lets_a_cancel_out(answer, msg, answers):
     """The worker is told to stop in the middle of the work."""
-    begun = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def process(msg):
         begun.set()
-        await asyncio.sleep(60)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
 
     handling = asyncio.create_task(answer(msg, process))
     waiting = asyncio.create_task(begun.wait())
@@ -162,6 +187,11 @@ async def _lets_a_cancel_out(answer, msg):
     came = "nothing" if handling.cancelled() or not handling.exception() else "another error"
     wanted = "CancelledError: except Exception lets it through, a bare except does not"
     want(handling.cancelled(), f"{saw} {came} came out", wanted)
+    final = [(kind, "") for kind, _ in await answers.to(msg, ("ack", "term"))]
+    wanted = "neither ack nor term: the work is not done"
+    want(not final, f"{saw} answered with {_words(final)}", wanted)
+    stopped = await comes_true(ended.is_set, 1)
+    want(stopped, f"{saw} 1 s later process was still at work", "the cancel ends it")
 
 
 def _words(said):
@@ -193,12 +223,14 @@ async def keep_it(lab, answer):
         try:
             [sub] = await queue(lab, "EX_KEEP", [b"1", b"2"], ack_wait=1)
             before = (await sub.consumer_info()).config
-            await _keeps_until_work_has_ended(sub, answer, answers, others)
-            _end_tasks_of_the_answer(others)
+            await _keeps_until_work_has_ended(sub, answer, answers, others, before)
             await _left_the_settings(sub, before)
+            ended = await comes_true(lambda: not _tasks_of_the_answer(others), 1)
+            saw = "1 s after the ack a task that keep began was still running"
+            want(ended, saw, "the heartbeat ends with the work")
             for number in (b"3", b"4"):
                 await lab.js.publish("ex_keep.new", number)
-            await _lets_go(sub, answer, answers)
+            await _lets_go(sub, answer, answers, before)
             await _left_the_settings(sub, before)
         finally:
             _end_tasks_of_the_answer(others)
@@ -223,13 +255,32 @@ keep_it.solved_by(keep)
 
 
 async def _left_the_settings(sub, before):
-    now = (await sub.consumer_info()).config
+    now = await _settings(sub)
     changed = [key for key, value in vars(before).items() if value != getattr(now, key)]
     changed = ", ".join(key for key in changed if key != "metadata")
     want(not changed, f"keep changed settings of the consumer: {changed}", "settings as they were")
 
 
-async def _keeps_until_work_has_ended(sub, answer, answers, others):
+async def _settings(sub):
+    while True:  # a consumer that is being deleted does not answer
+        try:
+            return (await asyncio.wait_for(sub.consumer_info(), 1)).config
+        except NotFoundError:
+            raise NotYet("The consumer is gone; wanted: the consumer as it was.") from None
+        except TimeoutError:
+            continue
+
+
+async def _copies(sub, before, batch=1):
+    """What another worker gets within 0.2 s (list)."""
+    try:
+        return await fetch(sub, batch, timeout=0.2)
+    except ServiceUnavailableError:
+        await _left_the_settings(sub, before)  # raises if the consumer is gone
+        return []
+
+
+async def _keeps_until_work_has_ended(sub, answer, answers, others, before):
     """While the answer works for 2.5 s on each of two messages, another worker asks for them."""
     early = {}
 
@@ -245,7 +296,8 @@ async def _keeps_until_work_has_ended(sub, answer, answers, others):
     try:
         while not all(task.done() for task in keeping):
             tasks |= _tasks_of_the_answer(others)
-            for copy in await fetch(sub, timeout=0.2):
+            await _left_the_settings(sub, before)
+            for copy in await _copies(sub, before):
                 saw = (
                     f"After {time.monotonic() - start:.1f} s another worker got a message (delivery"
                     f" number {copy.metadata.num_delivered}), while its work was still running"
@@ -279,17 +331,23 @@ def _deaths(tasks):
     return ""
 
 
-async def _lets_go(sub, answer, answers):
+async def _lets_go(sub, answer, answers, before):
     """work raises on one message; keep is cancelled on the other one. Both come back."""
-    failed, begun = RuntimeError("the work failed"), asyncio.Event()
+    failed, begun, ended = RuntimeError("the work failed"), asyncio.Event(), asyncio.Event()
+    calls = 0
 
     async def fails(msg):
+        nonlocal calls
+        calls += 1
         await asyncio.sleep(0.1)
         raise failed
 
     async def goes_on(msg):
         begun.set()
-        await asyncio.sleep(60)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
 
     [one, two], _ = await _take(sub, 2)
     keeping = asyncio.create_task(answer(one, fails))
@@ -297,16 +355,20 @@ async def _lets_go(sub, answer, answers):
     waiting = asyncio.create_task(begun.wait())
     await asyncio.wait([ending, waiting], return_when="FIRST_COMPLETED")
     waiting.cancel()
+    await _left_the_settings(sub, before)
     ending.cancel()
     since = time.monotonic()
     back = {}
     while len(back) < 2 and time.monotonic() < since + 2.3:
-        for msg in await fetch(sub, 2 - len(back), timeout=0.2):
+        for msg in await _copies(sub, before, 2 - len(back)):
             back[msg.metadata.sequence.stream] = msg
     _, running = await asyncio.wait([keeping, ending], timeout=0.1)
     for task in running:
         task.cancel()
     raised = await asyncio.gather(keeping, ending, return_exceptions=True)
+    want(calls == 1, f"work raised RuntimeError, and keep called it {calls} times", "once")
+    saw = "keep was cancelled and ended, and work was still running"
+    want(ended.is_set() or ending in running, saw, "the cancel ends it")
     cases = [
         (
             "work raised RuntimeError, and",

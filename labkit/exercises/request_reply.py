@@ -123,9 +123,12 @@ async def patient_call(lab, answer):
         ]
         # Side by side, since each waits; what is told first is the first mistake of this list.
         tried = [case(answer, *pair) for case, pair in zip(cases, clients, strict=True)]
-        for outcome in await asyncio.gather(*tried, return_exceptions=True):
-            if outcome:
+        outcomes = await asyncio.gather(*tried, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
                 raise outcome
+        for (caller, _), call in zip(clients, outcomes, strict=True):
+            _leaves_nothing_behind(caller, call)
 
 
 async def patient(nc, subject, data, deadline):
@@ -146,49 +149,71 @@ patient_call.solved_by(patient)
 
 
 async def _asks_a_slow_service_once(answer, caller, client):
-    async with _service(client, "exercise.slow", needs=1.2) as requests:
-        call = await _call(answer, caller, "exercise.slow", deadline=2.5)
-    _ran_once(requests, "a service that needs 1.2 s, with a deadline of 2.5 s")
+    async with _service(client, needs=1.2) as service:
+        call = await _call(answer, caller, service.subject, deadline=2.5)
+    _ran_once(service, "a service that needs 1.2 s, with a deadline of 2.5 s")
     saw = f"The service needed 1.2 s, the deadline was 2.5 s, and the call {call.outcome}"
-    want(call.said == b"got ?", f"{saw} after {call.took:.1f} s", "it returns b'got ?'")
+    _returned(call, service, saw)
+    return call
 
 
 async def _leaves_a_timeout_alone(answer, caller, client):
     """Nobody is there for half of the time; then a service gets the request and does not answer."""
-    async with _service(client, "exercise.stuck", appears_after=0.6, needs=60) as requests:
-        call = await _call(answer, caller, "exercise.stuck", deadline=1.2)
-    _ran_once(requests, "a service that appears after 0.6 s and does not answer by the deadline")
+    async with _service(client, appears_after=0.6, needs=60) as service:
+        call = await _call(answer, caller, service.subject, deadline=1.2)
+    _ran_once(service, "a service that appears after 0.6 s and does not answer by the deadline")
     saw = "A service appeared after 0.6 s and did not answer, the deadline was 1.2 s, and the call"
-    how = "had not ended after" if call.cancelled else f"{call.outcome} after"
-    in_time = call.took < 1.2 + LATE and not call.cancelled
-    want(in_time, f"{saw} {how} {call.took:.1f} s", "it ends by its deadline")
-    want(isinstance(call.said, TimeoutError), f"{saw} {call.outcome}", "TimeoutError comes out")
+    in_time = call.took < 1.2 + LATE
+    want(in_time, f"{saw} {call.outcome} after {call.took:.1f} s", "it ends by its deadline")
+    want(call.raised(TimeoutError), f"{saw} {call.outcome}", "TimeoutError comes out")
+    return call
 
 
 async def _waits_for_a_late_service(answer, caller, client):
-    async with _service(client, "exercise.late", appears_after=1.4) as requests:
-        call = await _call(answer, caller, "exercise.late", deadline=2.5)
-    saw = f"A service appeared after 1.4 s, the deadline was 2.5 s, and the call {call.outcome}"
-    want(call.said == b"got ?", f"{saw} after {call.took:.1f} s", "it returns b'got ?'")
-    _ran_once(requests, "a service that appears after 1.4 s and answers at once")
+    async with _service(client, appears_after=1.8) as service:
+        call = await _call(answer, caller, service.subject, deadline=2.5)
+    saw = f"A service appeared after 1.8 s, the deadline was 2.5 s, and the call {call.outcome}"
+    _returned(call, service, saw)
+    _ran_once(service, "a service that appears after 1.8 s and answers at once")
+    return call
 
 
 async def _gives_up_when_nobody_comes(answer, caller, client):
-    call = await _call(answer, caller, "exercise.nobody", deadline=0.8)
+    call = await _call(answer, caller, _subject(), deadline=0.8)
     saw = f"Nobody was there, and the call sent {call.sent} requests in {call.took:.1f} s"
     want(call.sent <= 60, saw, "a pause between attempts, 60 requests at the most")
     saw = "Nobody was there, the deadline was 0.8 s, and the call had not ended after"
     want(not call.cancelled, f"{saw} {call.took:.1f} s", "NoRespondersError by then")
     saw = f"Nobody was there until the deadline, 0.8 s, and the call {call.outcome}"
-    want(isinstance(call.said, NoRespondersError), saw, "NoRespondersError")
+    want(call.raised(NoRespondersError), saw, "NoRespondersError comes out")
     want(call.took < 0.8 + LATE, f"{saw} after {call.took:.1f} s", "it ends by its deadline")
+    return call
 
 
-def _ran_once(requests, service):
-    """Raises NotYet if one call made the handler of this service (text) run more than once."""
+def _leaves_nothing_behind(caller, call):
+    """Raises NotYet if this client is closed, has gone on asking after its call had ended, or has
+    more subscriptions than before."""
+    want(not caller.is_closed, "Your call closed nc", "an open connection: others use it too")
+    more = caller.stats["out_msgs"] - call.sent_in_all
+    saw = f"After a call had ended, nc published {more} more message{'s' * (more != 1)}"
+    want(more <= 0, saw, "nothing asks on in the background")
+    left = len(caller._subs.keys() - call.subs)
+    saw = f"A call had ended, and nc had {left} subscription{'s' * (left != 1)} more than before"
+    want(left == 0, saw, "none is left")
+
+
+def _returned(call, service, saw):
+    """Raises NotYet unless the call returned the reply of this service. saw: what the call met."""
+    right = not call.failed and call.said == service.reply
+    want(right, f"{saw} after {call.took:.1f} s", f"it returns {service.reply!r}")
+
+
+def _ran_once(service, which):
+    """Raises NotYet if one call made the handler of this service run more than once. which: what
+    service that is (text)."""
     want(
-        len(requests) <= 1,
-        f"The handler ran {len(requests)} times for one call to {service}",
+        len(service.requests) <= 1,
+        f"The handler ran {len(service.requests)} times for one call to {which}",
         "once; after a timeout nobody knows whether it ran, so a call without a key must not"
         " repeat it",
     )
@@ -198,57 +223,82 @@ class _Call(NamedTuple):
     """What became of a call."""
 
     said: object  # what it returned, or the exception that it raised
+    failed: bool  # it raised that
     took: float  # seconds
     sent: int  # messages that its client published meanwhile
+    sent_in_all: int  # and since it was there
+    subs: set  # ids of the subscriptions that its client had before
     cancelled: bool  # it had not ended GRACE seconds after its deadline
 
     @property
     def outcome(self):
-        if isinstance(self.said, Exception):
+        if self.cancelled:
+            return "had not ended"
+        if self.failed:
             return f"raised {type(self.said).__name__}"
         return f"returned {self.said!r}"
+
+    def raised(self, kind):
+        return self.failed and isinstance(self.said, kind)
+
+
+def _subject():
+    """A subject that nobody uses."""
+    return f"exercise.{random.randrange(10**9)}"
 
 
 async def _call(answer, caller, subject, deadline):
     """Calls the answer with this subject and deadline (seconds)."""
+    with contextlib.suppress(NoRespondersError):
+        await caller.request(_subject())  # from here on, nc.request has its inbox
+    subs = set(caller._subs)
     start, sent = time.monotonic(), caller.stats["out_msgs"]
     call = asyncio.create_task(answer(caller, subject, b"?", deadline))
     ended, _ = await asyncio.wait([call], timeout=deadline + GRACE)
     took = time.monotonic() - start
+    failed, said = False, None
     if ended:
-        said = call.exception() or call.result()
+        failed = call.exception() is not None
+        said = call.exception() if failed else call.result()
     else:
-        said = asyncio.CancelledError()
         call.cancel()
         await asyncio.wait([call], timeout=1)  # an answer may swallow it
-    return _Call(said, took, caller.stats["out_msgs"] - sent, not ended)
+    in_all = caller.stats["out_msgs"]
+    return _Call(said, failed, took, in_all - sent, in_all, subs, not ended)
+
+
+class _Service:
+    """What a service is asked on, what it replies, and the requests that its handler has got."""
+
+    def __init__(self):
+        self.subject, self.requests = _subject(), []
+        self.reply = b"reply %d" % random.randrange(10**6)
 
 
 @contextlib.asynccontextmanager
-async def _service(client, subject, appears_after=0, needs=0):
-    """A service that appears after some seconds and needs some seconds for each reply. Yields the
-    requests that its handler has got (list)."""
-    requests, tasks = [], []
+async def _service(client, appears_after=0, needs=0):
+    """A service that appears after some seconds and needs some seconds for each reply."""
+    service, tasks = _Service(), []
 
     async def appear():
         await asyncio.sleep(appears_after)
-        await client.subscribe(subject, cb=handler)
+        await client.subscribe(service.subject, cb=handler)
         await asyncio.sleep(0)  # flush() alone would overtake the SUB
         await client.flush()
 
     async def handler(msg):
-        requests.append(msg)
+        service.requests.append(msg)
         tasks.append(asyncio.create_task(respond(msg)))
 
     async def respond(msg):
         await asyncio.sleep(needs)
-        await client.publish(msg.reply, b"got " + msg.data)
+        await client.publish(msg.reply, service.reply)
 
     tasks.append(asyncio.create_task(appear()))
     try:
         if not appears_after:
             await tasks[0]
-        yield requests
+        yield service
     finally:
         for task in tasks:
             task.cancel()

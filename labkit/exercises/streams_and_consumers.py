@@ -49,15 +49,20 @@ async def latest(lab, answer):
         _stream(lab, "EX_SENSORS", subjects=["ex.sensors.*"]),
         await lab.connect(name="exercise") as client,
     ):
-        newest = {}
+        newest, sensors = {}, [f"{city}-{random.randint(10, 99)}" for city in CITIES]
         for calls, readings in (("first", 60), ("second", 12)):
             for _ in range(readings):
-                newest |= await _reading(lab.js)
+                newest |= await _reading(lab.js, sensors)
+            before = await _seen(lab.js)
             got, messages = await _called(client, answer)
             _is_newest(got, newest, f"Your {calls} call")
             saw = f"To answer the {calls} call, your client received {messages} messages"
             few = 4 * len(newest)
             want(messages <= few, saw, f"{few} at the most: the server picks the newest")
+            _is_left_alone(before, await _seen(lab.js), calls)
+        left = [info.name for info in await lab.js.consumers_info("EX_SENSORS") if _stays(info)]
+        saw = f"Your calls have left durable consumers behind ({', '.join(left)})"
+        want(not left, f"{saw}, and the server keeps them for ever", "none")
 
 
 @latest.solved_by
@@ -72,21 +77,40 @@ async def latest(js, stream):
     return [(msg.subject, msg.data.decode()) for msg in newest]
 
 
-async def _reading(js):
-    """Publishes a reading of one of the sensors; {its subject: its text}."""
-    subject, text = f"ex.sensors.{random.choice(CITIES)}", str(random.randint(100, 999))
+async def _reading(js, sensors):
+    """Publishes a reading of one of the sensors (names); {its subject: its text}."""
+    subject, text = f"ex.sensors.{random.choice(sensors)}", str(random.randint(100, 999))
     await js.publish(subject, text.encode())
     return {subject: text}
 
 
+def _stays(info):
+    """True for a consumer that the server keeps though nobody uses it."""
+    return bool(info.config.durable_name) and not info.config.inactive_threshold
+
+
+async def _seen(js):
+    """(config of the stream, what is stored in it as text)."""
+    info = await js.stream_info("EX_SENSORS")
+    state = info.state
+    return info.config, f"{state.messages} messages, {state.first_seq} to {state.last_seq}"
+
+
+def _is_left_alone(before, after, calls):
+    """Raises NotYet unless these are the same, see _seen(). calls: which call, as text."""
+    saw = f"Before your {calls} call the stream had {before[1]}, after it {after[1]}"
+    want(before[1] == after[1], saw, "reading leaves the stream as it is")
+    changes = _changes(before[0], after[0])
+    saw = f"After the {calls} call, {', '.join(changes)}"
+    want(not changes, saw, "reading leaves the stream as it is")
+
+
 def _is_newest(got, newest, call):
     """Raises NotYet unless these are the pairs of newest ({subject: text}). call: as text."""
-    saw = f"{call} found nothing within its timeout: the consumer starts behind the readings that"
-    saw = f"{saw} are stored, or filters another subject"
+    why = "starts behind the readings that are stored, or filters another subject"
     if call == "Your second call":
-        saw = (
-            f"{call} found nothing within its timeout: its consumer stands where the first left it"
-        )
+        why = "stands where the first call left it"
+    saw = f"{call} found nothing. That happens with a consumer that {why}"
     want(got != [], saw, "the newest of each sensor")
     want(_are_pairs(got), f"{call} returned {got!r}", "a list of (subject, text) pairs")
     saw = f"{call} returned {len(got)} pair{'s' * (len(got) != 1)}"
@@ -168,9 +192,11 @@ async def consume(lab, answer):
         await lab.settled("EX_JOBS")
         for number in range(JOBS):
             await lab.js.publish("ex.jobs", b"%d" % number)
-        sub = _Restless(sub)
+        sub = _Restless(sub, jobs)
         running, ended = await _run(answer, sub, jobs)
+        at_work = _list(jobs.at_work) if ended and not running.exception() else ""
         unacked = await _unacked(sub)
+        stored = (await lab.js.stream_info("EX_JOBS")).state.last_seq
     saw = f"{len(jobs.early)} of {JOBS} messages were acked before handle had them: a crash in"
     want(not jobs.early, f"{saw} between would lose them", "handle, then ack")
     saw = (
@@ -178,6 +204,15 @@ async def consume(lab, answer):
     )
     lost = jobs.missing == {FAILS} and unacked == 0
     want(not lost, saw, "no ack for it, so that the server hands it out again")
+    saw = f"{JOBS} messages were published for you, and the stream has had {stored}"
+    want(stored == JOBS, saw, "no copies: without an ack, the same message comes again")
+    twice = _list(number for (number, _), times in jobs.done.items() if times > 1)
+    saw = f"handle had succeeded and was given the same delivery again, for job {twice}"
+    want(not twice, saw, "once for each delivery")
+    saw = f"Your function returned while handle was at work on job {at_work}"
+    want(
+        not at_work, saw, "it returns when its work is done: a process that ends now breaks it off"
+    )
     _ended_by_itself(running if ended else None, sub.fetches, jobs)
     saw = f"{unacked} of {JOBS} messages have no ack: the server will hand them out again"
     want(unacked == 0, saw, "0")
@@ -243,6 +278,11 @@ async def _lets_other_errors_out(answer):
     want(came_out, f"{saw} ended without it", "the error comes out")
 
 
+def _list(numbers):
+    """As text, "" for none."""
+    return ", ".join(map(str, sorted(numbers)))
+
+
 class _JobFailed(Exception):
     """What `handle` raises, once."""
 
@@ -256,12 +296,16 @@ class _Closed:
 
 
 class _Jobs:
-    """`handle` and `stop`, and what became of the jobs. The last job sets `stop`."""
+    """`handle` and `stop`, and what became of the jobs. The last job sets `stop` and takes a
+    moment longer."""
 
     def __init__(self):
         self.stop = asyncio.Event()
         self.times = collections.Counter()  # number of a job -> how often handle was given it
+        self.done = collections.Counter()  # (number, which delivery) -> how often handle succeeded
         self.missing = set(range(JOBS))  # numbers of jobs that were not handled yet
+        self.at_work = set()
+        self.fetching = 0  # fetches under way
         self.early = []
 
     async def handle(self, msg):
@@ -271,16 +315,24 @@ class _Jobs:
             self.early.append(msg)
         if number == FAILS and self.times[number] == 1:
             raise _JobFailed(f"job {number} failed, once")
+        self.done[number, msg.metadata.num_delivered] += 1
         self.missing.discard(number)
-        if not self.missing:
-            self.stop.set()
+        if self.missing or self.stop.is_set():
+            return
+        self.stop.set()
+        self.at_work.add(number)
+        await asyncio.sleep(0.3)
+        while self.fetching:  # a loop that does not wait for its work goes on until that ends
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        self.at_work.discard(number)
 
 
 class _Restless:
     """A pull subscription whose first fetches are empty in all three ways, as in section 4."""
 
-    def __init__(self, sub):
-        self.sub, self.fetches = sub, 0
+    def __init__(self, sub, jobs):
+        self.sub, self.jobs, self.fetches = sub, jobs, 0
 
     def __getattr__(self, name):
         return getattr(self.sub, name)
@@ -294,7 +346,11 @@ class _Restless:
             raise nats.errors.TimeoutError
         if self.fetches == 3:
             raise TimeoutError
-        return await self.sub.fetch(batch, timeout=min(timeout or 0.3, 0.3))
+        self.jobs.fetching += 1
+        try:
+            return await self.sub.fetch(batch, timeout=min(timeout or 0.3, 0.3))
+        finally:
+            self.jobs.fetching -= 1
 
 
 def _ended_by_itself(ended, fetches, jobs):
@@ -388,14 +444,15 @@ async def _fill(lab):
 
 
 async def _state(js):
-    """(config, what is stored, and where the stream's consumer stands; the last two as text)."""
+    """(config, what is stored, where the stream's consumer stands, when the stream was created; the
+    second and third as text)."""
     info = await js.stream_info("EX_SHOP")
     stored = f"{info.state.messages} messages, {info.state.first_seq} to {info.state.last_seq}"
     try:
         floor = (await js.consumer_info("EX_SHOP", "billing")).ack_floor.stream_seq
     except NotFoundError:
-        return info.config, stored, "no consumer"
-    return info.config, stored, f"consumer billing with ack floor {floor}"
+        return info.config, stored, "no consumer", info.created
+    return info.config, stored, f"consumer billing with ack floor {floor}", info.created
 
 
 async def _call_widens(lab, answer, which, before):
@@ -413,13 +470,16 @@ async def _call_widens(lab, answer, which, before):
         config, *rest = await _state(lab.js)
     except NotFoundError:
         raise NotYet(f"After the {which} call there is no stream; wanted: the same one.") from None
-    for old, new in zip(before[1:], rest, strict=True):
+    *rest, created = rest
+    for old, new in zip(before[1:-1], rest, strict=True):
         saw = f"Before your {which} call the stream had {old}, after it {new}"
         want(new == old, saw, "what is stored and who has read it stays")
     saw = f"After the {which} call the stream takes {config.subjects}"
     want(sorted(config.subjects) == subjects, saw, subjects)
     changes = _changes(before[0], config)
     want(not changes, f"After the {which} call, {', '.join(changes)}", "unchanged")
+    saw = f"The {which} call created another stream of this name"
+    want(created == before[-1], saw, "the same one, and its messages with their times")
 
 
 def _changes(before, after):

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import functools
 
+from nats.js.errors import NotFoundError
+
 from answers import answers_to
 
 right, wrong = answers_to("delivery")
@@ -130,16 +132,100 @@ async def acks_in_finally(msg, process):
             await msg.ack()
 
 
+@wrong(
+    "right_answer", "at delivery 10 of a message, handle answered with nak, with a delay of 204.8 s"
+)
+async def lets_the_delay_grow_without_a_limit(msg, process):
+    try:
+        await process(msg)
+    except ValueError:
+        await msg.term()
+    except Exception:
+        await msg.nak(delay=0.2 * 2**msg.metadata.num_delivered)
+    else:
+        await msg.ack()
+
+
+@wrong("right_answer", "at delivery 10 of a message, handle answered with term; wanted: nak")
+async def gives_up_after_three(msg, process):
+    try:
+        await process(msg)
+    except ValueError:
+        await msg.term()
+    except Exception:
+        await (msg.term() if msg.metadata.num_delivered > 3 else msg.nak(delay=0.5))
+    else:
+        await msg.ack()
+
+
+@wrong("right_answer", "handle called process 3 times for one delivery")
+async def tries_again_in_place(msg, process):
+    for _ in range(3):
+        try:
+            await process(msg)
+        except ValueError:
+            return await msg.term()
+        except Exception:
+            continue
+        return await msg.ack()
+    await msg.nak(delay=0.5)
+
+
+@wrong(
+    "right_answer", "cancelled in the middle of the work, and answered with ack; wanted: neither"
+)
+async def acks_what_was_cancelled(msg, process):
+    try:
+        await process(msg)
+    except ValueError:
+        await msg.term()
+    except Exception:
+        await msg.nak(delay=0.5)
+    finally:
+        if not msg.is_acked:
+            await msg.ack()
+
+
+@wrong("right_answer", "1 s later process was still at work; wanted: the cancel ends it")
+async def shields_the_work(msg, process):
+    try:
+        await asyncio.shield(process(msg))
+    except ValueError:
+        await msg.term()
+    except Exception:
+        await msg.nak(delay=0.5)
+    else:
+        await msg.ack()
+
+
 @right("right_answer")
 async def says_first_that_it_is_at_work(msg, process):
     await msg.in_progress()
-    delay = 0.2 * 2**msg.metadata.num_delivered
+    delay = min(60, 0.2 * 2**msg.metadata.num_delivered)
     answer = msg.ack
     try:
         await process(msg)
     except Exception as error:
         answer = msg.term if isinstance(error, ValueError) else functools.partial(msg.nak, delay)
     await answer()
+
+
+@right("right_answer")
+async def gives_it_back_when_cancelled(msg, process):
+    working = asyncio.create_task(process(msg))
+    try:
+        await asyncio.wait([working])
+    except asyncio.CancelledError:
+        working.cancel()
+        await msg.nak()
+        raise
+    match working.exception():
+        case None:
+            await msg.ack()
+        case ValueError():
+            await msg.term()
+        case _:
+            await msg.nak(delay=60)
 
 
 @right("right_answer")
@@ -212,10 +298,18 @@ async def never_acks(msg, work):
         beating.cancel()
 
 
-@wrong("keep_it", "heartbeats for it; wanted: they end with the work")
+@wrong("keep_it", "a task that keep began was still running; wanted: the heartbeat ends")
 async def never_ends_the_heartbeat(msg, work):
     asyncio.create_task(beat(msg, 0.3))
     await work(msg)
+    await msg.ack()
+
+
+@wrong("keep_it", "heartbeats for it; wanted: they end with the work")
+async def ends_the_heartbeat_when_all_goes_well(msg, work):
+    beating = asyncio.create_task(beat(msg, 0.3))
+    await work(msg)
+    beating.cancel()
     await msg.ack()
 
 
@@ -267,6 +361,54 @@ async def a_longer_ack_wait(msg, work):
     config = (await js.consumer_info(*names)).config
     await js.add_consumer(names[0], config.evolve(ack_wait=60))
     await keep_with(beat(msg, 0.3), msg, work)
+
+
+@wrong("keep_it", "keep changed settings of the consumer: ack_wait")
+async def a_longer_ack_wait_for_a_while(msg, work):
+    js = msg._client.jetstream()
+    stream, consumer = msg.metadata.stream, msg.metadata.consumer
+    config = (await js.consumer_info(stream, consumer)).config
+    await js.add_consumer(stream, config.evolve(ack_wait=60))
+    try:
+        await work(msg)
+    finally:
+        await js.add_consumer(stream, config)
+    await msg.ack()
+
+
+@wrong("keep_it", "keep changed settings of the consumer: pause_until")
+async def a_paused_consumer(msg, work):
+    pause = f"$JS.API.CONSUMER.PAUSE.{msg.metadata.stream}.{msg.metadata.consumer}"
+    await msg._client.request(pause, b'{"pause_until": "2099-01-01T00:00:00Z"}')
+    try:
+        await work(msg)
+    finally:
+        await msg._client.request(pause, b"")
+    await msg.ack()
+
+
+@wrong("keep_it", "keep was cancelled and ended, and work was still running")
+async def leaves_the_work_alone(msg, work):
+    await keep_with(beat(msg, 0.3), msg, lambda msg: asyncio.shield(work(msg)))
+
+
+@wrong("keep_it", "keep called it 2 times; wanted: once")
+async def works_again(msg, work):
+    async def twice(msg):
+        try:
+            await work(msg)
+        except RuntimeError:
+            await work(msg)
+
+    await keep_with(beat(msg, 0.3), msg, twice)
+
+
+@wrong("keep_it", "The consumer is gone; wanted: the consumer as it was")
+async def nobody_can_ask(msg, work):
+    js = msg._client.jetstream()
+    with contextlib.suppress(NotFoundError):
+        await js.delete_consumer(msg.metadata.stream, msg.metadata.consumer)
+    await work(msg)
 
 
 @wrong("keep_it", "TimeoutError came out of keep, and work had raised nothing")
@@ -342,6 +484,27 @@ async def with_the_heartbeat_of_the_lesson(msg, work):
         await msg.ack()
     finally:
         beating.cancel()
+
+
+@right("keep_it")
+async def one_heartbeat_for_all(msg, work):
+    async def beating():
+        while HELD:
+            for each in [*HELD]:
+                await each.in_progress()
+            await asyncio.sleep(0.3)
+
+    HELD.append(msg)
+    if len(HELD) == 1:
+        asyncio.create_task(beating())
+    try:
+        await work(msg)
+    finally:
+        HELD.remove(msg)
+    await msg.ack()
+
+
+HELD = []
 
 
 @right("keep_it")

@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 
-from nats.errors import NoRespondersError
+from nats.errors import Error, NoRespondersError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from answers import answers_to
@@ -220,6 +220,77 @@ async def calls_it_a_timeout_when_nobody_comes(nc, subject, data, deadline):
                 await asyncio.sleep(0.1)
 
 
+@wrong("patient_call", "and the call returned b'got ?' after 0.0 s; wanted: it returns b'reply")
+async def does_not_ask(nc, subject, data, deadline):
+    return b"got ?"
+
+
+@wrong(
+    "patient_call", "did not answer, the deadline was 1.2 s, and the call returned TimeoutError()"
+)
+async def returns_the_error(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
+    while True:
+        try:
+            return (await nc.request(subject, data, timeout=end - time.monotonic())).data
+        except (NoRespondersError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) or time.monotonic() + 0.2 > end:
+                return error
+        await asyncio.sleep(0.05)
+
+
+@wrong("patient_call", "After a call had ended, nc published ")
+async def asks_on_in_the_background(nc, subject, data, deadline):
+    nobody = None
+
+    async def ask():
+        nonlocal nobody
+        while not nc.is_closed:
+            nobody = None
+            try:
+                return (await nc.request(subject, data, timeout=deadline)).data
+            except NoRespondersError as error:
+                nobody = error
+            except Error:
+                return None
+            await asyncio.sleep(0.1)
+
+    asking = asyncio.create_task(ask())
+    ended, _ = await asyncio.wait([asking], timeout=deadline)
+    if ended:
+        return asking.result()
+    raise nobody or TimeoutError
+
+
+@wrong("patient_call", "A call had ended, and nc had 1 subscription more than before")
+async def leaves_its_inbox(nc, subject, data, deadline):
+    end, inbox = time.monotonic() + deadline, nc.new_inbox()
+    replies = await nc.subscribe(inbox)
+    while True:
+        await nc.publish(subject, data, reply=inbox)
+        reply = await replies.next_msg(timeout=max(0.1, end - time.monotonic()))
+        if not reply.headers:
+            return reply.data
+        if time.monotonic() + 0.2 > end:
+            raise NoRespondersError
+        await asyncio.sleep(0.05)
+
+
+@wrong("patient_call", "Your call closed nc")
+async def tidies_up_too_much(nc, subject, data, deadline):
+    end = time.monotonic() + deadline
+    try:
+        while True:
+            try:
+                return (await nc.request(subject, data, timeout=end - time.monotonic())).data
+            except NoRespondersError:
+                if time.monotonic() + 0.2 > end:
+                    raise
+            await asyncio.sleep(0.1)
+    finally:
+        await nc.close()
+
+
 @right("patient_call")
 async def pauses_evenly_and_keeps_the_last_error(nc, subject, data, deadline):
     end = time.monotonic() + deadline
@@ -261,3 +332,20 @@ async def limits_the_whole_call_and_tells_what_happened_last(nc, subject, data, 
         if time.monotonic() - when < 0.15:
             raise nobody from None
         raise
+
+
+@right("patient_call")
+async def asks_with_an_inbox_of_its_own(nc, subject, data, deadline):
+    end, inbox = time.monotonic() + deadline, nc.new_inbox()
+    replies = await nc.subscribe(inbox)
+    try:
+        while True:
+            await nc.publish(subject, data, reply=inbox)
+            reply = await replies.next_msg(timeout=max(0.05, end - time.monotonic()))
+            if (reply.headers or {}).get("Status") != "503":
+                return reply.data
+            if time.monotonic() + 0.2 > end:
+                raise NoRespondersError
+            await asyncio.sleep(0.05)
+    finally:
+        await replies.unsubscribe()

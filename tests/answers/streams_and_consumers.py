@@ -6,7 +6,7 @@ import json
 
 import nats.errors
 from nats.js.api import ConsumerConfig
-from nats.js.errors import NoStreamResponseError
+from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
 from answers import answers_to
 
@@ -30,7 +30,7 @@ async def reads_the_last_message(js, stream):
     return await readings(js, stream, "last")
 
 
-@wrong("latest", "found nothing within its timeout")
+@wrong("latest", "Your first call found nothing")
 async def reads_only_what_comes(js, stream):
     return await readings(js, stream, "new")
 
@@ -62,6 +62,23 @@ async def fetches_a_few(js, stream):
     config = ConsumerConfig(deliver_policy="last_per_subject")
     sub = await js.pull_subscribe("ex.sensors.*", stream=stream, config=config)
     return [(msg.subject, msg.data.decode()) for msg in await sub.fetch(5, timeout=0.5)]
+
+
+@wrong("latest", "Before your first call the stream had 60 messages, 1 to 60, after it 10 messages")
+async def throws_the_old_readings_away(js, stream):
+    newest = await readings(js, stream, "last_per_subject")
+    await js.purge_stream(stream)
+    for subject, text in newest:
+        await js.publish(subject, text.encode())
+    return newest
+
+
+@wrong("latest", "Your calls have left durable consumers behind (latest-")
+async def makes_a_durable_consumer_each_time(js, stream):
+    name = f"latest-{(await js.stream_info(stream)).state.consumer_count}"
+    config = ConsumerConfig(deliver_policy="last_per_subject")
+    sub = await js.pull_subscribe("ex.sensors.*", name, stream=stream, config=config)
+    return [(msg.subject, msg.data.decode()) for msg in await sub.fetch(100, timeout=0.5)]
 
 
 @right("latest")
@@ -227,6 +244,69 @@ async def acks_first(sub, handle, stop):
             await handle(msg)
 
 
+@wrong("consume", "Your function returned while handle was at work on job ")
+async def does_not_wait_for_its_tasks(sub, handle, stop):
+    async def one(msg):
+        with contextlib.suppress(Exception):
+            await handle(msg)
+            await msg.ack()
+
+    tasks = set()
+    while not stop.is_set():
+        try:
+            msgs = await sub.fetch(10, timeout=0.5)
+        except TimeoutError:
+            continue
+        tasks |= {asyncio.create_task(one(msg)) for msg in msgs}
+
+
+@wrong("consume", "handle had succeeded and was given the same delivery again, for job 0, 1,")
+async def handles_each_message_three_times(sub, handle, stop):
+    while not stop.is_set():
+        try:
+            msgs = await sub.fetch(10, timeout=0.5)
+        except TimeoutError:
+            continue
+        for msg in msgs:
+            for _ in range(3):
+                with contextlib.suppress(Exception):
+                    await handle(msg)
+            await msg.ack()
+
+
+@wrong("consume", "5 messages were published for you, and the stream has had 6")
+async def publishes_a_copy(sub, handle, stop):
+    while not stop.is_set():
+        try:
+            msgs = await sub.fetch(10, timeout=0.5)
+        except TimeoutError:
+            continue
+        for msg in msgs:
+            try:
+                await handle(msg)
+            except Exception:
+                await msg._client.publish(msg.subject, msg.data)
+            await msg.ack()
+
+
+@right("consume")
+async def lets_stop_win_against_fetch(sub, handle, stop):
+    stopping = asyncio.create_task(stop.wait())
+    while not stop.is_set():
+        fetching = asyncio.create_task(sub.fetch(5, timeout=2))
+        await asyncio.wait([fetching, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not fetching.done():
+            fetching.cancel()
+            break
+        try:
+            msgs = fetching.result()
+        except TimeoutError:
+            continue
+        for msg in msgs:
+            await handle(msg)
+            await msg.ack_sync()
+
+
 @right("consume")
 async def fetches_one_at_a_time(sub, handle, stop):
     while not stop.is_set():
@@ -303,6 +383,30 @@ async def creates_it_again_with_its_messages(js, stream, subject):
     for msg in kept:
         with contextlib.suppress(NoStreamResponseError):
             await js.publish(msg.subject, msg.data)
+
+
+@wrong("widen", "The first call created another stream of this name")
+async def rebuilds_all_of_it(js, stream, subject):
+    info = await js.stream_info(stream)
+    if subject in info.config.subjects:
+        return
+    kept = [await js.get_msg(stream, number) for number in range(1, 7)]
+    billing = await js.consumer_info(stream, "billing")
+    await js.delete_stream(stream)
+    await js.add_stream(info.config, subjects=[*info.config.subjects, subject])
+    await js.add_consumer(stream, billing.config)
+    for msg in kept:
+        while True:
+            with contextlib.suppress(NoStreamResponseError):
+                await js.publish(msg.subject, msg.data)
+                break
+    sub = await js.pull_subscribe_bind("billing", stream)
+    acked = 0
+    while acked < billing.ack_floor.stream_seq:
+        with contextlib.suppress(TimeoutError, ServiceUnavailableError):
+            for msg in await sub.fetch(1, timeout=1):
+                await msg.ack_sync()
+                acked += 1
 
 
 @wrong("widen", "After the first call there is no stream")
