@@ -2,19 +2,21 @@
 
     NATS_URL=nats://127.0.0.1:4222 NATS_USER=mine NATS_PASSWORD=lab DATABASE=charges.db python consumer.py
 
-All settings: service.py, and DATABASE (a file), ACK_WAIT (seconds, of a consumer that is made here) and TRIES.
+All settings: service.py, and DATABASE (a file), ACK_WAIT (seconds, of a consumer that is made here), TRIES, and HANGS
+(seconds; if the database takes longer for one order, the program ends, with exit code 1).
 Start as many as you like on one host: the database is a file of SQLite, which lets one write at a time, and that is
 the ceiling. With a database server they may run on several hosts.
 
 What is no order, and a second order under the id of another, goes into the stream DEAD at once, for a person; so does
-an order that has failed TRIES times by its own fault or killed TRIES workers. A database that is away and a full disk
-are no fault of an order: nothing is fetched until they are over. Exit code: as producer.py.
+an order that has failed TRIES times by its own fault, or has killed TRIES workers, or made them hang. A database that
+is away and a full disk are no fault of an order: nothing is fetched until they are over. Exit code: as producer.py.
 """
 import asyncio
 import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import sqlite3
 import sys
@@ -36,7 +38,7 @@ NO_CONSUMER = 10014
 MAX_HEADERS = 60_000                                         # bytes; JetStream takes 65,535
 OUR_HEADERS = 1024                                           # bytes; they are shorter
 MAX_ID = 200                                                 # characters
-BEATS = 20                                                   # a third of ack wait each; then work counts as hung
+HANGS = number("HANGS", "60", least=1)                       # longer than SQLite waits for locks
 OUTAGE = (sqlite3.Error, OSError, MemoryError, NatsError, TimeoutError)
 log = logging.getLogger("order-consumer")
 
@@ -46,7 +48,10 @@ def status(msg):
     a header of that name for one, and drops it, or stops. But only a message has a reply to ack."""
     if msg is None or msg.reply.startswith("$JS.ACK."):
         return None
-    return (msg.headers or {}).get("Status")
+    headers = msg.headers or {}
+    if headers.get("Description", "").startswith("Exceeded MaxRequest"):  # nats-py would take it for a quiet second
+        raise CannotGoOn(f"the consumer does not allow what is asked for: {headers['Description']}")
+    return headers.get("Status")
 
 
 JetStreamContext.is_status_msg = staticmethod(status)
@@ -81,13 +86,23 @@ def is_outage(error):
     return isinstance(error, OUTAGE) and not isinstance(error, (sqlite3.IntegrityError, sqlite3.DataError))
 
 
+async def in_thread(function, *args):
+    """Calls it in a thread. One that hangs cannot be ended, only its process; what that held goes to somebody else."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    await asyncio.wait([running], timeout=HANGS)
+    if not running.done():
+        log.critical("%s() takes more than %g s", function.__name__, HANGS)
+        os._exit(1)
+    return running.result()
+
+
 async def answer(nc, msg):
     """Charges one order, or puts it aside. Raises what is no fault of the order."""
     try:
         name, amount = read(msg.data)
         if msg.metadata.num_delivered > 1:
-            await asyncio.to_thread(charges.begin, key(msg))
-        await asyncio.to_thread(charges.charge, key(msg), name, amount)
+            await in_thread(charges.begin, key(msg))
+        await in_thread(charges.charge, key(msg), name, amount)
         await msg.ack()
     except NoOrder as reason:
         await bury(nc, msg, reason)
@@ -95,10 +110,10 @@ async def answer(nc, msg):
         await again(msg, error)
         if is_outage(error):
             with contextlib.suppress(sqlite3.Error):         # it is an outage, after all
-                await asyncio.to_thread(charges.came_back, key(msg))
+                await in_thread(charges.came_back, key(msg))
             raise
-        await asyncio.to_thread(charges.prove)               # raises if others would fail as well
-        await asyncio.to_thread(charges.failed, key(msg))
+        await in_thread(charges.prove)                       # raises if others would fail as well
+        await in_thread(charges.failed, key(msg))
 
 
 async def again(msg, error):
@@ -136,12 +151,12 @@ async def bury(nc, msg, reason):
     except (NatsError, TimeoutError) as error:               # the next one may be a good one
         await again(msg, error)
     else:
-        await asyncio.to_thread(charges.forget, key(msg))
+        await in_thread(charges.forget, key(msg))
 
 
 async def heartbeat(msgs, ack_wait):
-    """Starts ack wait afresh for all that we hold; not for ever, so that work that hangs goes to somebody else."""
-    for _ in range(BEATS):
+    """Starts ack wait afresh for all that we hold. It need not stop: in_thread() ends what hangs."""
+    while True:
         await asyncio.sleep(ack_wait / 3)
         for msg in [msg for msg in msgs if not msg.is_acked]:
             with contextlib.suppress(NatsError):
@@ -171,7 +186,7 @@ async def give_back(msgs):
 async def prepare(js):
     """Returns when there is all that an order needs: a database that can charge, DEAD, a consumer. Returns the
     consumer's settings. One that is there stays as it is: they may be an operator's."""
-    await asyncio.to_thread(charges.prove)
+    await in_thread(charges.prove)
     await have_stream(js, "dead.orders.created", **DEAD)
     try:
         config = (await js.consumer_info("ORDERS", "charging")).config
@@ -184,6 +199,8 @@ async def prepare(js):
         log.warning("the consumer has settings of its own: %s", own)
     if config.headers_only or config.deliver_subject:
         raise CannotGoOn("the consumer is set to push, or to deliver headers only; wanted: one that is pulled, with bodies")
+    if config.ack_policy != "explicit" or (config.max_deliver or -1) > 0:
+        raise CannotGoOn("the consumer would lose orders; wanted: ack policy explicit, and no limit of deliveries")
     return config
 
 
@@ -197,6 +214,16 @@ async def fetch(sub, batch):
 async def consume(nc, end):
     js = nc.jetstream()
     sub = await js.pull_subscribe_bind("charging", "ORDERS")
+    try:
+        await take_orders(nc, js, sub, end)
+    finally:
+        with contextlib.suppress(NatsError):
+            await sub.unsubscribe()                          # first: else drain() waits for what nobody takes
+            while sub.pending_msgs:                          # came late, or all at once after an outage
+                await give_back(await fetch(sub, 1))
+
+
+async def take_orders(nc, js, sub, end):
     config = None                                            # at the start and after trouble: prepare first
     alone = False
     while end.code is None:
@@ -218,8 +245,6 @@ async def consume(nc, end):
             config = None
             log.warning("%s; again in 1 s", brief(error))
             await end.within(1)
-    with contextlib.suppress(NatsError):
-        await sub.unsubscribe()
 
 
 if __name__ == "__main__":

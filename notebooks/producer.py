@@ -29,6 +29,7 @@ STREAM = {"name": "ORDERS", "subjects": ["orders.>"], "duplicate_window": 3600,
           "max_age": 30 * 86400}              # seconds; no disk is endless
 GRACE = number("GRACE", "20")                 # seconds for the order in hand after a signal: an election takes 4 to 9
 TOO_LARGE, HEADERS_TOO_LARGE = 10054, 10097   # the stream refuses this message, and takes the next
+HEADERS = 1000                                # bytes; ours are shorter
 log = logging.getLogger("order-producer")
 
 
@@ -67,7 +68,9 @@ async def persist(what, ask, end):
         pause = min(2 * pause, 2)
 
 
-async def publish(js, body, headers):
+async def publish(nc, js, body, headers):
+    if len(body) > nc.max_payload - HEADERS:                 # the server counts headers too, and would close the connection
+        raise MaxPayloadError
     try:
         return await js.publish("orders.created", body, timeout=2, headers=headers)
     except NoStreamResponseError:                            # no leader at the moment, or somebody has deleted the stream
@@ -82,7 +85,7 @@ async def produce(nc, end):
         body = json.dumps(order).encode()
         headers = {"Nats-Msg-Id": order["id"]}
         try:
-            await persist(order["id"], lambda: publish(js, body, headers), end)
+            await persist(order["id"], lambda: publish(nc, js, body, headers), end)
             print("acked", order["id"], flush=True)
         except Refused as error:                             # this order, not the next
             log.error("refused %s: %s: a person must look at it", order["id"], error)

@@ -29,7 +29,7 @@ from pathlib import Path
 import nats
 from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
-from nats.js.errors import APIError, BadRequestError, NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 SERVERS = os.environ.get("NATS_URL", "nats://127.0.0.1:4222").split(",")
 ADDRESSES = ", ".join(url.rpartition("@")[2] for url in SERVERS)  # for messages: no password
@@ -39,6 +39,7 @@ BEING_MOVED = {10123, 10124, 10202, 10226}
 PASSING = {FULL_ACCOUNT, TOO_FEW_NODES, MADE_MEANWHILE, *BEING_MOVED}
 NO_JETSTREAM, BAD_STREAM, ONE_SERVER = 10039, 10052, 10074  # permanent too, with HTTP codes 500 and 503
 LEAVING = 3                                                  # seconds; a server that stands still must not hold up the end
+STUCK = 40                                                   # seconds; TLS alone takes 30 to leave a server that stands still
 CONNECTING = 10                                              # seconds; then a new client tries
 TLS_FIRST = os.environ.get("NATS_TLS_FIRST", "") not in ("", "0")
 
@@ -69,7 +70,7 @@ def permanent(error):
         return True
     if not isinstance(error, APIError):
         return False
-    if isinstance(error, BadRequestError):
+    if error.code == 400:
         return error.err_code not in PASSING
     return error.err_code in (NO_JETSTREAM, BAD_STREAM, ONE_SERVER)
 
@@ -157,17 +158,21 @@ async def serve(name, work):
             end.call(f"the connection was closed for good: {nc.last_error}")
 
     async def on_disconnect():
+        away.set()
         log.warning("disconnected")
 
     async def on_reconnect():
+        away.clear()
         log.warning("reconnected")
 
     nc = None
+    away = asyncio.Event()
     try:
         nc = await connect(end, log, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, ping_interval=10,
-                           max_outstanding_pings=2, error_cb=on_error, closed_cb=on_closed,
+                           max_outstanding_pings=2, drain_timeout=LEAVING, error_cb=on_error, closed_cb=on_closed,
                            disconnected_cb=on_disconnect, reconnected_cb=on_reconnect, **connection())
         if nc:
+            watching = asyncio.ensure_future(watch(nc, away, end))
             await work(nc, end)
         why = end.code
     except CannotGoOn as error:
@@ -176,6 +181,7 @@ async def serve(name, work):
         why = end.code or f"stopped by {type(error).__name__}: {error}"
     finally:
         if nc:
+            watching.cancel()
             await leave(nc)
     return f"{name}: {why}" if why else 0
 
@@ -200,6 +206,17 @@ async def connect(end, log, **options):
             raise CannotGoOn(f"NATS_URL or NATS_CREDS cannot be used: {type(failed).__name__}") from failed
         hint = ". NATS_TLS_FIRST=1 needs handshake_first in the tls block of the servers" if TLS_FIRST else ""
         log.error("no connection to %s in %s s; a new client tries%s", ADDRESSES, CONNECTING, hint)
+
+
+async def watch(nc, away, end):
+    """Calls the end if the client cannot leave its server: nats-py 2.16 looks for another one only when the old one has
+    read all that was written to it. One that stands still may never do so."""
+    stuck = 0
+    while end.code is None:
+        await end.within(1)
+        stuck = stuck + 1 if nc.is_reconnecting and not away.is_set() else 0
+        if stuck >= STUCK:
+            end.call(f"for {STUCK} s the client could not leave a server that stands still")
 
 
 async def give_up(task):

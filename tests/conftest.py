@@ -57,7 +57,7 @@ RUN_IF = {  # marker -> (environment variable that switches it on, what the test
     "compose": ("LABKIT_TEST_COMPOSE", "a Docker daemon and free ports 4222-4224 and 8222-8224"),
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
     "house": ("LABKIT_TEST_HOUSE", "requirements-dev.txt"),
-    "soak": ("LABKIT_TEST_SOAK", "ten minutes"),
+    "soak": ("LABKIT_TEST_SOAK", "a quarter of an hour"),
     "prometheus": (
         "LABKIT_TEST_PROMETHEUS",
         "the program prometheus (Debian's package of that name)",

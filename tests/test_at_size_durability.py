@@ -44,7 +44,7 @@ async def js(cluster):
         await client.close()
 
 
-async def acked(js, numbers, patience=40):
+async def acked(js, numbers, patience=40, subject="orders.new"):
     """Publishes these orders, each until it is acked. Returns the last sequence, or None if the
     patience (seconds, for all) ends before."""
     with contextlib.suppress(TimeoutError):
@@ -53,7 +53,7 @@ async def acked(js, numbers, patience=40):
                 while True:
                     with contextlib.suppress(Error):
                         headers = {"Nats-Msg-Id": str(number)}
-                        ack = await js.publish("orders.new", timeout=1, headers=headers)
+                        ack = await js.publish(subject, timeout=1, headers=headers)
                         break
                     await asyncio.sleep(0.05)
             return ack.seq
@@ -65,16 +65,19 @@ async def all_hold(cluster, last, nodes):
     return held == [last] * len(nodes)
 
 
-async def test_an_empty_node_beside_a_stale_one_is_no_majority(cluster, js):
+@pytest.mark.parametrize("other", ["stale", "whole"])
+async def test_an_empty_node_beside_one_other_is_no_majority(cluster, js, other):
     """Two of three are up, and nothing is acked, until the third is back."""
     one, two, three = cluster.nodes
     await acked(js, range(100))
     await until(lambda: all_hold(cluster, 100, ["n1", "n2", "n3"]), 20)
-    three.end()  # it misses what comes now
+    if other == "stale":
+        three.end()  # it misses what comes now
     assert await acked(js, range(100, 150)) == 150
-    await until(lambda: all_hold(cluster, 150, ["n1", "n2"]), 20)
-    one.end()
-    two.end()
+    held_by = ["n1", "n2"] if other == "stale" else ["n1", "n2", "n3"]
+    await until(lambda: all_hold(cluster, 150, held_by), 20)
+    for node in cluster.nodes:
+        node.end()
     shutil.rmtree(one.store)
     cluster.spawn(one)
     cluster.spawn(three)
@@ -116,6 +119,60 @@ async def test_a_durable_that_was_further_on_gets_none_of_the_new_orders_up_to_i
     assert [order.metadata.sequence.stream for order in late] == list(range(201, 211))
     info = await js.consumer_info("ORDERS", "worker")
     assert (info.num_pending, info.delivered.stream_seq) == (0, 210), time.monotonic() - begin
+
+
+async def test_with_one_replica_a_consumer_that_was_further_on_is_set_back(cluster, js):
+    """As above, with one replica: each new order is delivered, from sequence 101 on."""
+    await js.add_stream(name="ONE", subjects=["one"], num_replicas=1)
+    worker = await js.pull_subscribe("one", durable="worker", stream="ONE")
+    for _ in range(100):
+        await js.publish("one", b"before")
+
+    def files():
+        return [path for node in cluster.nodes for path in Path(node.store).rglob("ONE/**/*.blk")]
+
+    disk = {path: path.read_bytes() for path in files()}
+    for _ in range(100):
+        await js.publish("one", b"lost")
+    orders = await fetched(worker, 200)
+    places = [path for node in cluster.nodes for path in Path(node.store).rglob("worker/o.dat")]
+    for order in orders[:-1]:
+        await order.ack_sync(timeout=5)
+    since = time.time()
+    await orders[-1].ack_sync(timeout=5)
+    await until(lambda: all(path.stat().st_mtime > since for path in places), 20)
+    for node in cluster.nodes:
+        node.end()
+    for path in {*files(), *disk}:
+        path.write_bytes(disk[path]) if path in disk else path.unlink()
+    for node in cluster.nodes:
+        cluster.spawn(node)
+    for number in range(10):
+        await acked(js, [number], subject="one")
+    late = await fetched(worker, 10)
+    assert [order.metadata.sequence.stream for order in late] == list(range(101, 111))
+
+
+@pytest.mark.parametrize("survivor", ["leader", "follower"])
+async def test_one_of_three_in_memory_that_lives_on_is_enough(cluster, js, survivor):
+    await js.add_stream(name="MEMORY", subjects=["m"], num_replicas=3, storage="memory")
+    assert await acked(js, range(100), subject="m") == 100
+
+    async def all_have_it():
+        views = await raft.seen(cluster, "checks")
+        streams = [view["streams"].get("MEMORY", {}) for view in views.values()]
+        return [stream.get("state", {}).get("messages") for stream in streams] == [100] * 3
+
+    await until(all_have_it, 20)
+    leader = await raft.leader(cluster, "checks", "MEMORY")
+    lives = next(n for n in cluster.nodes if (n.name == leader) == (survivor == "leader"))
+    dead = [node for node in cluster.nodes if node is not lives]
+    for node in dead:
+        node.end()
+    for node in dead:
+        cluster.spawn(node)
+    assert await acked(js, [100], subject="m") == 101
+    assert (await js.stream_info("MEMORY")).state.messages == 101
 
 
 async def fetched(worker, count):

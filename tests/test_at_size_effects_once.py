@@ -10,7 +10,7 @@ import time
 import pytest
 from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
-from nats.js.errors import ServerError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, ServerError
 
 import lessons
 from labkit import LabError
@@ -139,6 +139,52 @@ async def test_ack_sync_raises_at_once_where_nobody_can_take_the_ack(calm):
     assert time.monotonic() - begin < 4
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_a_server_that_dies_forgets_an_ack_that_it_confirmed_where_nobody_else_has_it(
+    lab, replicas
+):
+    again = 0
+    for name in ["ONE", "TWO", "THREE"] if replicas == 1 else ["ONE"]:
+        await lab.js.add_stream(name=name, subjects=[f"{name}.*"], num_replicas=replicas)
+        config = {"durable_name": "worker", "ack_policy": "explicit", "ack_wait": 1}
+        await lab.js.add_consumer(name, **config)
+        await lab.settled(name)
+        for _ in range(20):
+            await lab.js.publish(f"{name}.new", b"")
+        leader = (await lab.js.consumer_info(name, "worker")).cluster.leader
+        sub = await lab.js.pull_subscribe_bind("worker", name)
+        for msg in await sub.fetch(20):
+            await msg.ack_sync()
+        await lab.faults.kill(leader)
+        await lab.faults.heal()
+        await lab.wait_for_leader(name)
+        await lab.settled(name)
+        again = (await lab.js.consumer_info(name, "worker")).num_ack_pending
+        if again:  # a busy machine may kill it too late
+            break
+    assert (again > 0) == (replicas == 1)
+
+
+async def test_one_creator_wins_with_three_replicas_and_the_losers_hear_one_of_two_errors(calm):
+    await calm.js.create_key_value(bucket="CLAIMS", replicas=3)
+    await calm.settled("KV_CLAIMS")
+    clients = [await calm.connect(servers=[node.url]) for node in calm.cluster.nodes]
+    buckets = [await client.jetstream().key_value("CLAIMS") for client in clients]
+
+    async def create(kv, key):
+        try:
+            return await kv.create(key, b"begun")
+        except (KeyWrongLastSequenceError, KeyNotFoundError) as error:
+            return type(error)
+
+    for number in range(5000):
+        found = await asyncio.gather(*(create(kv, f"order-{number}") for kv in buckets))
+        assert sum(isinstance(one, int) for one in found) == 1
+        if KeyNotFoundError in found:
+            return
+    pytest.fail("no loser heard KeyNotFoundError")
+
+
 async def test_a_claim_that_expires_in_time_cures_the_loss_and_brings_two_charges_back(lesson):  # noqa: F811
     lab = lesson["lab"]
     url = await valkey(lab)
@@ -160,7 +206,7 @@ async def test_an_id_that_is_forgotten_before_the_order_comes_back_is_no_help(le
     js = lesson["js"]
     await js.add_stream(name="INVOICES", subjects=["invoices.*"], duplicate_window=0.1)
     await lesson["lab"].settled("INVOICES")
-    await lesson["crash"]("invoice.py", "after", with_id=True)  # ack wait is 0.5 s
+    await lesson["crash"]("invoice.py", "after", kind="with_id")  # ack wait is 0.5 s
     assert (await js.stream_info("INVOICES")).state.messages == 2
 
 

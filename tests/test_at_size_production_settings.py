@@ -48,6 +48,39 @@ async def test_with_three_replicas_a_timeout_may_mean_stored_or_lost(lab, anothe
     assert mark.seq == stored + 1
 
 
+@pytest.mark.parametrize("messages", [1, 20])
+async def test_a_client_leaves_a_frozen_server_unless_that_has_not_read_all(lab, messages):
+    """A message takes 0.9 MB."""
+    frozen, well = await start_server(lab), await start_server(lab)
+    client = await nats.connect(
+        [frozen.url, well.url],
+        dont_randomize=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.1,
+        ping_interval=0.2,
+        connect_timeout=1,
+    )
+
+    def has_left():
+        return client.is_connected and client.connected_url.netloc in well.url
+
+    frozen.pause()
+    try:
+        for _ in range(messages):
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await asyncio.wait_for(client.publish("unread", bytes(900_000)), 0.2)
+        if messages == 1:
+            await until(has_left, timeout=10)
+        else:
+            await until(lambda: client.is_reconnecting, timeout=10)
+            await asyncio.sleep(5)  # ten times what the other takes
+            assert client.is_reconnecting
+    finally:
+        frozen.resume()
+    await until(lambda: client.is_connected, timeout=10)
+    await client.close()
+
+
 @pytest.mark.parametrize("limit", ["max_subscriptions: 3", "limits: { max_subs: 3 }"])
 async def test_too_many_subscriptions_close_the_connection_for_good(lab, limit):
     config, login = limit, {}

@@ -5,6 +5,7 @@ import asyncio
 
 import pytest
 
+from labkit.cluster import raft
 from labkit.cluster.standalone import start_server
 from labkit.waiting import until
 
@@ -63,6 +64,18 @@ async def test_with_one_replica_a_large_backlog_outlives_a_restart(calm):
     await client.close()
 
 
+async def test_in_a_cluster_a_restart_removes_what_one_replica_kept(lab):
+    js = lab.nc.jetstream(timeout=10)
+    assert await left_by_audit(lab.nc, js, 101, lab.settled) == 101_000
+    node = (await js.stream_info("BIG")).cluster.leader
+    await lab.faults.stop(node)
+    await lab.faults.start(node)
+    await raft.wait_for_whole(lab, 30)
+    await lab.settled("BIG")
+    assert await messages(js, "BIG") == 0
+    assert (await js.consumer_info("BIG", "mail")).num_pending == 0
+
+
 async def test_with_three_replicas_it_goes_by_itself_some_seconds_later(calm):
     js = calm.nc.jetstream(timeout=10)
     assert await left_by_audit(calm.nc, js, 101, calm.settled, num_replicas=3) == 101_000
@@ -105,6 +118,37 @@ async def test_without_a_consumer_none_of_a_thousand_is_kept(calm, replicas):
     await fill(calm.nc, calm.js, "nobody", 1)
     state = (await calm.js.stream_info("NOBODY")).state
     assert (state.messages, state.last_seq) == (0, 1000)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_a_message_that_two_want_counts_twice_and_a_term_removes_a_job(calm, replicas):
+    js = calm.js
+    await js.add_stream(name="TWO", subjects=["two"], retention="interest", num_replicas=replicas)
+    for name in ("mail", "audit"):
+        await js.add_consumer("TWO", durable_name=name, ack_policy="explicit")
+    await js.add_stream(name="JOBS", subjects=["job"], retention="workqueue", num_replicas=replicas)
+    worker = await js.pull_subscribe("job", "worker", stream="JOBS")
+    for name in ("TWO", "JOBS"):
+        await calm.settled(name)
+    await js.publish("two")
+    await js.publish("job")
+
+    async def wanted():
+        return sum([info.num_pending for info in await js.consumers_info("TWO")])
+
+    async def two_are_wanted():
+        return await wanted() == 2
+
+    await until(two_are_wanted, 5)
+    assert await messages(js, "TWO") == 1
+    [job] = await worker.fetch(1, timeout=5)
+    assert await messages(js, "JOBS") == 1
+    await job.term()
+
+    async def none_left():
+        return not await messages(js, "JOBS")
+
+    await until(none_left, 5)
 
 
 @pytest.mark.parametrize("replicas", [1, 3])

@@ -4,6 +4,7 @@ messages, good-byes that use up deliveries, partitions, a drain that takes its t
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import inspect
 import json
 import time
@@ -143,6 +144,36 @@ async def test_a_drain_waits_for_the_status_messages_of_expired_fetches(calm, un
         await client.drain()
     took = time.monotonic() - begin
     assert took < 1 if unsubscribes else took > 1.9 and late
+
+
+async def test_a_drain_gives_nothing_back(calm):
+    await make(calm, "HELD", 6, ack_wait=30)
+    client = await calm.connect(name="leaves")
+    sub = await client.jetstream().pull_subscribe_bind("workers", "HELD")
+    assert len(await fetched(sub, 6)) == 6
+    await sub.unsubscribe()
+    await client.drain()
+    info = await calm.js.consumer_info("HELD", "workers")
+    assert info.num_ack_pending == 6 and info.num_redelivered == 0
+    sub = await calm.js.pull_subscribe_bind("workers", "HELD")
+    assert await fetched(sub, 6, timeout=2) == []
+
+
+async def test_a_paused_consumer_has_a_backlog_and_workers_that_wait(calm):
+    await make(calm, "PAUSED", 20)
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)
+    ask = json.dumps({"pause_until": until.isoformat()}).encode()
+    await calm.nc.request("$JS.API.CONSUMER.PAUSE.PAUSED.workers", ask)
+    subs = [await calm.js.pull_subscribe_bind("workers", "PAUSED") for _ in range(3)]
+    asking = [asyncio.create_task(fetched(sub, 5, timeout=4)) for sub in subs]
+
+    async def all_wait():
+        return (await calm.js.consumer_info("PAUSED", "workers")).num_waiting == 3
+
+    await calm.until(all_wait)
+    info = await calm.js.consumer_info("PAUSED", "workers")
+    assert info.num_pending == 20 and info.num_ack_pending == 0
+    assert await asyncio.gather(*asking) == [[], [], []]
 
 
 async def test_partitions(calm):

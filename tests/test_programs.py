@@ -17,6 +17,7 @@ import nats
 import psutil
 import pytest
 import trustme
+from nats.js import JetStreamContext
 
 from labkit import paths
 from labkit.cluster.nodes import quoted
@@ -360,12 +361,12 @@ CREATE TRIGGER kills BEFORE INSERT ON charges WHEN NEW.id LIKE 'killer%'
 BEGIN SELECT die(); END
 """
 DIE = """
-import functools, os, signal, sqlite3
+import functools, os, signal, sqlite3, time
 
 real = sqlite3.connect
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    DEED
 
 @functools.wraps(real)
 def connect(*args, **options):
@@ -377,13 +378,13 @@ sqlite3.connect = connect
 """
 
 
-def deadly(lab):
+def deadly(lab, deed="os.kill(os.getpid(), signal.SIGKILL)"):
     """Makes a database in which an order whose id begins with "killer" kills the process that
-    charges it. Returns the environment in which it does so."""
+    charges it, or does another deed. Returns the environment in which it does so."""
     run_sql(lab, TABLE, KILLS)
     folder = lab.scratch / "deadly"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(DIE, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(DIE.replace("DEED", deed), encoding="utf-8")
     return {"PYTHONPATH": folder}
 
 
@@ -429,6 +430,24 @@ async def test_an_order_that_kills_its_worker_ends_in_dead_alone(lab):
     # Three, since the first one did not know it yet.
     assert consumer.codes == [-signal.SIGKILL] * 3
     assert await consumer.end() == 0
+
+
+async def test_nor_does_one_that_hangs_hold_up_more_than_its_worker_for_a_while(lab):
+    environment = deadly(lab, "time.sleep(600)")
+    innocent = [order(f"{number:02}") for number in range(10)]
+    await orders(lab, *innocent[:5], order("killer"), *innocent[5:])
+    consumer = Supervisor(lab, "consumer", TRIES=1, ACK_WAIT=1, HANGS=2, **environment)
+    first = consumer.consumer
+
+    async def buried():
+        letter = {order("killer"): "not charged in 1 tries"}
+        return len(charged(lab)) == 10 and await asked(dead(lab)) == letter
+
+    await lab.until(buried, timeout=60)
+    await settled(lab)
+    assert consumer.codes == [1, 1]
+    assert "charge() takes more than 2 s" in first.log()[-1]
+    consumer.task.cancel()
 
 
 FULL = """
@@ -842,19 +861,38 @@ async def test_a_configuration_that_the_server_refuses_ends_it(lab):
         assert words in running.log()[-1], running.log()
 
 
-@pytest.mark.parametrize("setting", [{"headers_only": True}, {"deliver_subject": "pushed"}])
-async def test_so_does_a_consumer_that_is_set_so_that_no_order_can_be_read(lab, setting):
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ({"headers_only": True}, "wanted: one that is pulled, with bodies"),
+        ({"deliver_subject": "pushed"}, "wanted: one that is pulled, with bodies"),
+        ({"ack_policy": "none"}, "would lose orders"),
+        ({"ack_policy": "all"}, "would lose orders"),
+        ({"max_deliver": 3}, "would lose orders"),
+        ({"max_batch": 5}, "Exceeded MaxRequestBatch of 5"),
+        ({"max_expires": 500_000_000}, "Exceeded MaxRequestExpires"),
+        ({"priority_groups": ["a"], "priority_policy": "overflow"}, "code=400"),
+    ],
+)
+async def test_so_does_a_consumer_that_is_set_so_that_no_order_can_be_read_or_some_get_lost(
+    lab, setting, words
+):
     await orders(lab, order("first"))
-    await lab.js.add_consumer(
-        "ORDERS",
-        durable_name="charging",
-        filter_subject="orders.created",
-        ack_policy="explicit",
+    config = {
+        "durable_name": "charging",
+        "filter_subject": "orders.created",
+        "ack_policy": "explicit",
         **setting,
+    }
+    made = await lab.nc.request(  # nats-py does not know all of them
+        "$JS.API.CONSUMER.DURABLE.CREATE.ORDERS.charging",
+        json.dumps({"stream_name": "ORDERS", "config": config}).encode(),
+        timeout=5,
     )
+    assert "error" not in json.loads(made.data), made.data
     consumer = start(lab, "consumer.py")
     assert await consumer.ended(20) == 1
-    assert "wanted: one that is pulled, with bodies" in consumer.log()[-1] and charged(lab) == []
+    assert words in consumer.log()[-1] and charged(lab) == []
     assert await dead(lab) == {}
 
 
@@ -968,6 +1006,103 @@ async def test_whatever_ends_it_the_connection_is_closed(service, error):
         code = await service.serve("checks", work)
         assert error is None or type(error).__name__ in code
     assert seen[0].is_closed
+
+
+@pytest.fixture
+def program_of(service, monkeypatch):
+    """Imports producer.py or consumer.py into this process."""
+    loaded = []
+    monkeypatch.setattr(JetStreamContext, "is_status_msg", JetStreamContext.is_status_msg)
+
+    def load(name):
+        loaded.append(name)
+        return importlib.import_module(name)
+
+    yield load
+    for name in loaded:
+        del sys.modules[name]
+    sys.modules.pop("charges", None)
+
+
+async def test_an_order_that_is_too_large_with_its_header_closes_nothing(
+    lab, service, program_of, monkeypatch, caplog
+):
+    producer = program_of("producer")
+
+    async def three(end):
+        for name, size in (("a", 1), ("b", lab.nc.max_payload - 50), ("c", 1)):
+            yield {"id": name, "amount": "x" * size}
+
+    monkeypatch.setattr(producer, "orders", three)
+    assert await service.serve("checks", producer.produce) == 0
+    assert await stored(lab) == ["a", "c"]
+    assert "refused b: nats: maximum payload exceeded" in caplog.text
+
+
+@pytest.mark.parametrize("can_go_on", [True, False])
+async def test_what_lies_in_the_subscription_at_the_end_goes_to_another_worker_at_once(
+    lab, service, program_of, monkeypatch, caplog, can_go_on
+):
+    """Messages, and the server's own words, for which drain() would wait. After an outage, the
+    requests that waited for a server are all answered at once."""
+    consumer = program_of("consumer")
+    await orders(lab, *[order(str(number)) for number in range(30)])
+    await lab.js.add_consumer("ORDERS", **consumer.CONSUMER)
+    await lab.settled("ORDERS")
+
+    async def take_orders(nc, js, sub, end):
+        next_ones = "$JS.API.CONSUMER.MSG.NEXT.ORDERS.charging"
+        await nc.publish(next_ones, b'{"batch": 40, "no_wait": true}', reply=sub._deliver)
+        await until(lambda: sub.pending_msgs == 31, timeout=5)
+        if not can_go_on:
+            raise service.CannotGoOn("as told")
+
+    monkeypatch.setattr(consumer, "take_orders", take_orders)
+    code = await service.serve("checks", consumer.consume)
+    assert code == (0 if can_go_on else "checks: as told")
+    other = await lab.js.pull_subscribe_bind("charging", "ORDERS")
+    assert len(await other.fetch(30, timeout=5)) == 30  # ack wait is longer
+    assert "DrainTimeoutError" not in caplog.text
+
+
+async def test_a_subscription_that_nobody_reads_does_not_hold_up_the_end(lab, service):
+    async def work(nc, end):
+        await nc.subscribe("unread")
+        await nc.publish("unread")
+        await nc.flush()
+
+    begin = time.monotonic()
+    assert await service.serve("checks", work) == 0
+    assert time.monotonic() - begin < 10  # by itself drain() waits for 30 s
+
+
+async def test_a_client_that_cannot_leave_a_server_that_stands_still_ends_it(
+    lab, service, monkeypatch
+):
+    """nats-py 2.16.0 would wait until that server goes on."""
+    frozen, well = await start_server(lab), await start_server(lab)
+    monkeypatch.setattr(service, "SERVERS", [frozen.url, well.url])
+    monkeypatch.setattr(service, "STUCK", 2)
+    connect = service.connect
+
+    async def connect_in_this_order(*args, **options):
+        return await connect(*args, **options, dont_randomize=True)
+
+    monkeypatch.setattr(service, "connect", connect_in_this_order)
+
+    async def work(nc, end):
+        frozen.pause()
+        for _ in range(12):
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await asyncio.wait_for(nc.publish("unread", bytes(900_000)), 0.2)
+        await nc.force_reconnect()  # or three pings without an answer
+        await asyncio.wait([end.called], timeout=20)
+
+    try:
+        code = await service.serve("checks", work)
+    finally:
+        frozen.resume()
+    assert code == "checks: for 2 s the client could not leave a server that stands still"
 
 
 @pytest.mark.parametrize("turns", range(0, 12, 3))

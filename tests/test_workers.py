@@ -156,6 +156,82 @@ async def test_an_exception_in_work_is_heard_where_somebody_waits_for_it(lab):
     await lab.close()  # it was heard
 
 
+SENDS_AND_FAILS = """
+async def work(nc, js, point):
+    for number in range(100):
+        await nc.publish("sent")
+    1 / 0
+"""
+
+
+async def test_what_it_sent_before_it_failed_has_left(lab):
+    sent = await lab.nc.subscribe("sent")
+    await lab.nc.flush()
+    a = await lab.worker(write(lab, SENDS_AND_FAILS), "A")
+    with pytest.raises(LabError, match="ZeroDivisionError"):
+        await a.ended()
+    assert sent.pending_msgs == 100
+
+
+CLOSES = """
+async def work(nc, js, point):
+    await nc.drain()
+"""
+
+
+async def test_one_that_closes_its_connection_itself_has_not_failed(lab):
+    a = await lab.worker(write(lab, CLOSES), "A")
+    assert await a.ended() == 0
+
+
+SPINS = """
+import asyncio, contextlib
+async def work(nc, js, point):
+    async def spin():
+        while True:
+            with contextlib.suppress(Exception):
+                await nc.publish("x")
+                await nc.flush()
+    global task
+    task = asyncio.ensure_future(spin())
+    await point("here")
+"""
+HANGS = """
+import asyncio, time
+async def work(nc, js, point):
+    async def handle(msg):
+        await point("here")
+        await asyncio.Event().wait()
+    await nc.subscribe("here", cb=handle)
+    await nc.publish("here")
+    await nc.flush()
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+"""
+
+
+@pytest.mark.parametrize("source", [SPINS, HANGS])
+async def test_it_ends_soon_after_its_work_whatever_goes_on_in_it(lab, source):
+    log = Recorder()
+    a = await lab.worker(write(lab, source), "A", log)
+    assert await a.ended() == 1  # drain() alone would wait for half a minute
+    assert log.count("here") == 1
+
+
+CUT_OFF = """
+async def work(nc, js, point):
+    await nc.force_reconnect()
+    await nc.publish("sent")
+"""
+
+
+async def test_one_that_is_cut_off_at_its_end_waits_for_the_next_server(lab):
+    sent = await lab.nc.subscribe("sent")
+    await lab.nc.flush()
+    a = await lab.worker(write(lab, CUT_OFF), "A")
+    assert await a.ended() == 0
+    assert sent.pending_msgs == 1
+
+
 async def test_or_else_when_the_lesson_ends(lab, capsys):
     a = await lab.worker(write(lab, FAILS), "A")
     await lab.until(lambda: not a.alive)

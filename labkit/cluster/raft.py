@@ -8,7 +8,7 @@ import psutil
 from labkit.cluster.nodes import Node
 from labkit.waiting import until
 
-STATE = "jsz?accounts=true&streams=true&consumers=true"
+STATE = "jsz?accounts=true&streams=true&consumers=true&config=true"
 # Nanoseconds. A leader hears from each follower once a second; one that was silent for so long does
 # not count.
 SILENT = 3e9
@@ -178,12 +178,31 @@ async def wait_for_leader(lab, stream=None, consumer=None, other_than=None, time
 
 async def wait_for_current(lab, stream=None, timeout=30):
     """Waits until all replicas of the stream (or of the meta group) are current and not behind, as
-    its leader sees them. Returns the leader's name. timeout: seconds; raises LabError that shows
-    what was seen last."""
+    its leader sees them, and until each replica of the stream holds what the leader held when it
+    was asked before. Returns the leader's name. timeout: seconds; raises LabError that shows what
+    was seen last.
+
+    The leader's word is not enough. While it makes a stream of one replica one of three, it names
+    no replicas for some 100 ms, and then calls one current, lag 0, that is still empty."""
+    before = None  # the last sequence of the leader: a busy stream has moved on since
 
     async def leader_of_current():
+        nonlocal before
         views = await seen(lab.cluster, lab.topic)
-        return _leader_of_current(views, stream, caught_up=True)
+        name = _leader_of_current(views, stream, caught_up=True)
+        if not stream or not name:
+            return name
+        leads = views[name]["streams"][stream]
+        last = leads["state"]["last_seq"]
+        enough, before = min(before or last, last), last
+        holding = [
+            node
+            for node, view in views.items()
+            if stream in view["streams"] and view["streams"][stream]["state"]["last_seq"] >= enough
+        ]
+        replicas = [peer["name"] for peer in leads["cluster"].get("replicas") or []]
+        is_whole = len(replicas) + 1 == leads["config"]["num_replicas"]
+        return name if is_whole and {name, *replicas} <= set(holding) else None
 
     wanted = f"current replicas of {name_of(stream)}"
     return await wait(lab, leader_of_current, wanted, timeout)

@@ -10,7 +10,7 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
-from labkit.exercises.helpers import fresh_stream, wants_function
+from labkit.exercises.helpers import comes_true, fresh_stream, wants_function
 
 
 @exercise(
@@ -31,8 +31,8 @@ async def survives_lost_answer(lab, answer):
         async with _relayed(lab, _LossyWire(lab.nc.connected_url)) as (js, wire):
             for number, lost in enumerate(("answer", "message", "order"), 1):
                 wire.begin(lost)
-                await _publish_order(answer, number, js, wire)
-                await _stored_once(number, js, wire)
+                ack = await _publish_order(answer, number, js, wire)
+                await _stored_once(number, ack, js, wire)
             await _known_again(answer, js)
     finally:
         await delete(lab.js, "ONCE")
@@ -63,38 +63,58 @@ async def _publish_order(answer, number, js, wire):
     saw = f"After {_counted(len(wire.ids), 'attempt')} your function returned {ack!r}"
     wanted = "the PubAck of an attempt that was answered"
     want(isinstance(ack, api.PubAck), saw, wanted)
+    saw = f"When your function returned, no attempt for order-{number} had left on js's connection"
+    want(wire.ids, saw, "it publishes there, and waits for the answer")
+    return ack
 
 
-async def _stored_once(number, js, wire):
-    """Raises NotYet unless the stream holds each of so many orders once."""
+async def _stored_once(number, ack, js, wire):
+    """Raises NotYet unless the stream has stored each of so many orders once."""
     ids = wire.ids
     wire.begin(None)
-    await js.publish(
-        "once.end", timeout=5
-    )  # on the same connection: what was sent before is stored by now
-    await js.purge_stream("ONCE", subject="once.end")
-    held = (await js.stream_info("ONCE")).state.messages
+    # On the same connection: what was sent before is stored by now.
+    end = await js.publish("once.end", timeout=5)
+    state = (await js.stream_info("ONCE", subjects_filter="once.paid")).state
+    held = (state.subjects or {}).get("once.paid", 0)
     holds = f"the stream holds {_counted(held, 'message')}"
     if held < number and len(ids) < 2:
         raise NotYet(
-            f"The first attempt for order-{number} got no answer, your function made no other one,"
-            f" and {holds}; wanted: {number}, for a TimeoutError does not say that it is stored."
+            f"The first attempt for order-{number} got no answer, your function made no other one"
+            f" on once.paid, and {holds}; wanted: {number}, for a TimeoutError does not say that it"
+            " is stored."
         )
     wanted = f"{number}, one for each key"
     want(held >= number, f"{number} orders with equal bodies were published, and {holds}", wanted)
     happened = ("a lost answer", "a lost message", "a late message")[number - 1]
-    ids = "no id" if None in ids else "different ids"
-    saw = f"The attempts carried {ids}, and after {happened} {holds} of"
+    kind = "no id" if None in ids else "different ids" if len(set(ids)) > 1 else "one id"
+    saw = f"The attempts carried {kind}, and after {happened} {holds} of"
     want(held == number, f"{saw} {_counted(number, 'order')}", number)
+    stored = end.seq - number  # without this end, and those before it
+    saw = f"{_counted(number, 'order')} needed {_counted(stored, 'stored message')}"
+    wanted = f"{number}: a reader may have had what was removed again"
+    want(stored == number, f"After {happened} {saw}", wanted)
+    last = await js.get_last_msg("ONCE", "once.paid")
+    saw = f"The PubAck for order-{number} names sequence {ack.seq}, and it is stored at {last.seq}"
+    want(ack.seq == last.seq, saw, "what an answer said")
 
 
 async def _known_again(answer, js):
     """As a publisher that was restarted, and does not know how far it had come."""
-    before = (await js.stream_info("ONCE")).state.messages
-    await answer(js, "once.paid", b"42 EUR", "order-1")
-    held = (await js.stream_info("ONCE")).state.messages
-    saw = f"order-1 was published by a second call, and the stream holds {held - before} more"
-    want(held == before, saw, "none: the id of an order is the same in each call")
+    before = (await js.stream_info("ONCE")).state.last_seq
+    await answer(js, "once.paid", b"42 EUR", _Unseen("order-1"))
+    stored = (await js.stream_info("ONCE")).state.last_seq - before
+    saw = f"order-1 was published by a second call, and the stream holds {stored} more"
+    want(not stored, saw, "none: the id of an order is the same in each call and each process")
+
+
+class _Unseen(str):
+    """A key that no dict, set or cache finds: after a restart they are empty. Its text is the
+    same, its hash() is not, as in another process."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
 
 
 def _counted(number, noun):
@@ -245,6 +265,9 @@ def _keeps_readings_for_an_hour(config):
     want(retention == "limits", f"The stream's retention is {retention}", wanted)
     saw = f"The stream's storage is {storage}, which a restart empties"
     want(storage == "file", saw, "file")
+    mode = getattr(config.persist_mode, "value", config.persist_mode)
+    saw = "With persist_mode=async the stream acks a reading before it is on disk"
+    want(mode != "async", saw, "on disk first")
     for limit in ("max_msgs", "max_bytes", "max_msgs_per_subject"):
         value = getattr(config, limit) or -1
         saw = f"With {limit}={value} a reading may go before the hour is over"
@@ -276,10 +299,12 @@ async def counts_together(lab, answer):
     wants_function(answer, "js, subject, amount")
     try:
         await fresh_stream(lab, "COUNTERS", subjects=["count.*"], num_replicas=3, max_msg_size=1000)
-        async with _relayed(lab, _RivalWire(lab)) as (js, wire):
-            js = js._nc.jetstream(timeout=2)
+        async with _relayed(lab, _RivalWire(lab)) as (impatient, wire):
+            js = impatient._nc.jetstream(timeout=2)
             adds = [answer(js, "count.visits", 1) for _ in range(10)]
             _none_refused(await asyncio.gather(*adds, return_exceptions=True))
+            saw = "No write to count.visits has left on js's connection"
+            want(wire.rival, saw, "ten adds publish there")
             wanted = 10 + wire.rival
             stands_at = await _counter(lab.js)
             more = f", and {wire.rival} that somebody else added meanwhile,"
@@ -289,7 +314,10 @@ async def counts_together(lab, answer):
             stands_at = await _counter(lab.js)
             saw = f"The counter stood at {wanted}, and after an add of -3 at {stands_at}"
             want(stands_at == wanted - 3, saw, wanted - 3)
-            await _says_what_is_refused(answer, js)
+            await _adds_once(answer, impatient, lab.js, wire)
+            await _says_what_is_refused(answer, js, wire)
+            replicas = (await lab.js.stream_info("COUNTERS")).config.num_replicas
+            want(replicas == 3, f"COUNTERS has {_counted(replicas, 'replica')} now", 3)
     finally:
         await delete(lab.js, "COUNTERS")
 
@@ -336,16 +364,49 @@ async def _counter(js):
         raise NotYet("Nothing is stored on count.visits after 10 adds of 1; wanted: 10.") from None
 
 
-async def _says_what_is_refused(answer, js):
+async def _adds_once(answer, js, teller, wire):
+    """The answer to a publish is lost: TimeoutError after 0.5 s, and the number is stored."""
+    before = await _counter(teller)
+    rise = 0
+
+    async def has_risen():
+        nonlocal rise
+        rise = await _counter(teller) - before
+        return rise > 0
+
+    for _ in range(3):
+        wire.begin(lost=True)
+        async with _ended(answer(js, "count.visits", 1), within=3) as call:
+            if not wire.writes:  # its read had no answer: nothing was published that could be lost
+                continue
+            await comes_true(has_risen, timeout=1)
+            what = "An add of 1 lost the answer to its publish"
+            want(rise == 1, f"{what}, and the counter rose by {rise}", "1, for it may be stored")
+            swallowed = call.done() and not call.exception() and wire.writes == 1
+            want(not swallowed, f"{what}, and nothing came out of your function", "TimeoutError")
+            return
+
+
+async def _says_what_is_refused(answer, js, wire):
     """The stream takes at most 1000 bytes: error 10054, which no further try mends."""
     wanted = "it comes out of your function at once"
     what = "The stream refused a number of 2001 digits (10054)"
-    call = asyncio.create_task(answer(js, "count.visits", 10**2000))
-    try:
-        await asyncio.wait([call], timeout=2)
+    wire.begin()
+    async with _ended(answer(js, "count.visits", 10**2000), within=2) as call:
         want(call.done(), f"{what}, and 2 s later your function had not ended", wanted)
         if not call.exception():
             raise NotYet(f"{what}, and your function returned {call.result()!r}; wanted: {wanted}.")
+        saw = f"{what}, and your function tried {wire.writes} times"
+        want(wire.writes <= 1, saw, "once: this is no lost race")
+
+
+@contextlib.asynccontextmanager
+async def _ended(coroutine, within):
+    """The coroutine as a task that has had so many seconds; ends it afterwards."""
+    call = asyncio.create_task(coroutine)
+    try:
+        await asyncio.wait([call], timeout=within)
+        yield call
     finally:
         while not call.done():  # asyncio.wait_for (Python 3.11) loses some cancellations
             call.cancel()
@@ -360,10 +421,21 @@ class _RivalWire(_Wire):
         super().__init__(lab.nc.connected_url)
         self.js = lab.js
         self.rival = 0  # what the rival has added
+        self.begin()
+
+    def begin(self, lost=False):
+        """lost: the answer to the first publish from now on is lost."""
+        self.lost = lost
+        self.writes = 0  # publishes to count.visits
 
     async def to_node(self, data):
+        self.writes += data.count(b"PUB count.visits ")
         if b"PUB count.visits " in data and self.rival < 3:
             self.rival += 1
             await add(self.js, "count.visits", 1)
             await self.js.publish("count.other", b"0")
         return data
+
+    async def to_client(self, data):
+        is_lost = self.lost and self.writes < 2 and b'{"stream":"COUNTERS"' in data
+        return b"" if is_lost else data

@@ -4,7 +4,10 @@ replica ahead of its leader."""
 import asyncio
 import contextlib
 import copy
+import json
 import numbers
+import re
+import secrets
 
 from nats.errors import Error
 from nats.js import api
@@ -17,6 +20,7 @@ from labkit.exercises.helpers import comes_true, wants_function
 
 SECONDS = {"2m": 120, "always": 0, "10s": 10}  # that can be lost, by sync_interval
 ORDERS = 30  # that a stream takes before one of its nodes dies
+ROOM = {"max_msgs": 10_000, "max_msgs_per_subject": 10_000, "max_bytes": 100_000_000}  # at least
 RATES = 100, 2500  # messages a second
 
 
@@ -117,7 +121,7 @@ async def _info(js):
 
 def _throws_nothing_away(config):
     """Raises NotYet if the stream's configuration drops what it has acked. A limit with
-    discard=new drops nothing: there the new order is refused."""
+    discard=new drops nothing: there the new order is refused, so there has to be room."""
     wanted = "all that it acked, as long as nobody deletes it"
     saw = f"It has max_age={config.max_age:g}: an acked order is thrown away after that time"
     want(not config.max_age, saw, wanted)
@@ -128,6 +132,8 @@ def _throws_nothing_away(config):
         limit = getattr(config, name) or 0
         saw = f"It has {name}={limit} with discard=old: beyond that, acked orders are thrown away"
         want(limit <= 0 or _refuses_new(config, name), saw, wanted)
+        saw = f"It has {name}={limit} with discard=new: beyond that, it refuses each order"
+        want(limit <= 0 or limit >= ROOM[name], saw, "room for 10,000 orders of 10 kB")
 
 
 def _refuses_new(config, name):
@@ -171,8 +177,11 @@ async def _last_error(js, timeout):
 async def at_risk(lab, answer):
     """Say from /jsz how many acked messages a power failure of all machines can take at most."""
     wants_function(answer, "jsz, per_second", coroutine=False)
-    for sync, seconds in SECONDS.items():
-        jsz = await _jsz(lab, sync)
+    views = [(sync, seconds, await _jsz(lab, sync)) for sync, seconds in SECONDS.items()]
+    other = copy.deepcopy(views[0][2])  # of an interval that nobody can have written down
+    some = 20 + secrets.randbelow(80)
+    other["config"]["sync_interval"] = some * 10**9
+    for sync, seconds, jsz in [*views, (f"{some}s", some, other)]:
         for rate in RATES:
             got, wanted = answer(copy.deepcopy(jsz), rate), rate * seconds
             case = f"For {rate} messages a second and sync_interval: {sync}, it"
@@ -213,22 +222,28 @@ async def ahead(lab, answer):
     """Name the nodes that hold a higher sequence of the stream than its leader."""
     wants_function(answer, "views, stream", coroutine=False)
     views = await _views_of_a_healthy_stream(lab)
-    leader = raft.leading(views, "EX_VIEWS")
-    one, two = sorted(set(views) - {leader})
     cases = {
         "of a stream whose three nodes hold 200": (200, 200, 200),
-        f"where {one} is behind the leader (190 of 200)": (200, 190, 200),
-        f"where the leader {leader} and {one} hold 121, and {two} 199": (121, 121, 199),
-        f"where the leader {leader} and {one} hold 221 and have passed {two}, 199": (221, 221, 199),
-        f"where {one} is starting and does not know the stream": (200, None, 200),
-        f"where the leader {leader} holds 40, {one} 90 and {two} 41": (40, 90, 41),
+        "where {one} is behind the leader {leader} (190 of 200)": (200, 190, 200),
+        "where the leader {leader} and {one} hold 121, and {two} 199": (121, 121, 199),
+        "where the leader {leader} and {one} hold 221 and have passed {two}, 199": (221, 221, 199),
+        "where {leader} leads, and {one} is starting and does not know the stream": (
+            200,
+            None,
+            200,
+        ),
+        "where the leader {leader} holds 40, {one} 90 and {two} 41": (40, 90, 41),
     }
-    for words, seqs in cases.items():
-        last = dict(zip((leader, one, two), seqs))
-        wanted = sorted(node for node, seq in last.items() if seq and seq > last[leader])
-        got = answer(_changed(views, last), "EX_VIEWS")
-        is_right = isinstance(got, (list, tuple, set)) and sorted(got) == wanted
-        want(is_right, f"For views {words}, it returned {got!r}", wanted)
+    for leader in sorted(views):
+        one, two = sorted(set(views) - {leader})
+        led = _led_by(views, leader)
+        for words, seqs in cases.items():
+            last = dict(zip((leader, one, two), seqs))
+            wanted = sorted(node for node, seq in last.items() if seq and seq > last[leader])
+            got = answer(_changed(led, last), "EX_VIEWS")
+            is_right = isinstance(got, (list, tuple, set)) and sorted(got) == wanted
+            case = words.format(leader=leader, one=one, two=two)
+            want(is_right, f"For views {case}, it returned {got!r}", wanted)
 
 
 @ahead.solved_by
@@ -242,12 +257,31 @@ def ahead(views, stream):
     return sorted(node for node, seen in known.items() if seen["state"]["last_seq"] > last)
 
 
+def _led_by(views, leader):
+    """These views with the stream's leader and this node in each other's place. The meta leader
+    stays."""
+    old = raft.leading(views, "EX_VIEWS")
+    swapped = {leader: old, old: leader}
+
+    def new_name(match):
+        return f'"{swapped.get(match[1], match[1])}"'
+
+    streams = {node: json.dumps(view["streams"]["EX_VIEWS"]) for node, view in views.items()}
+    led = copy.deepcopy(views)
+    for node, told in streams.items():
+        told = json.loads(re.sub(r'"(n\d)"', new_name, told))
+        led[swapped.get(node, node)]["streams"]["EX_VIEWS"] = told
+    return led
+
+
 def _changed(views, last):
-    """These views with other last sequences. last: {node: last_seq}, None if the node does not know
-    the stream."""
+    """These views with other last sequences, and with another stream, whose nodes all hold one
+    message. last: {node: last_seq}, None if the node does not know the stream."""
     changed = copy.deepcopy(views)
     for node, seq in last.items():
-        streams = changed[node]["streams"]
+        another = copy.deepcopy(views[node]["streams"]["EX_VIEWS"])
+        another["state"]["last_seq"] = 1
+        streams = changed[node]["streams"] = {"ANOTHER": another, **changed[node]["streams"]}
         if seq is None:
             del streams["EX_VIEWS"]
         else:

@@ -6,8 +6,8 @@ import collections
 import contextlib
 import dataclasses
 import json
+import random
 import sqlite3
-import time
 import uuid
 
 import nats
@@ -21,16 +21,18 @@ from labkit.processes import workers
 
 FATES = {  # order -> what becomes of it
     "killed": "whose worker was killed after the charge",
-    "again": "that was published twice",
-    "refused": "that the books refused once",
     "charging": "whose worker was killed while it wrote the charge",
     "marking": "whose worker was killed while it wrote into `done`",
+    "again": "that was published twice",
+    "refused": "that the books refused once",
     "plain": "with no fault at all",
+    "held": "whose commit had to wait for a reader",
+    "raced": "that two workers had at once, past ack wait,",
 }
 # Orders of the audit, by their numbers.
 ORDERS = 200
 DELETED = (203, 204, 205, 206, 207)  # from the stream, near its start
-LOST = (3, 8, 21, 150)
+LOST = (3, 7, 8, 21, 150)
 TWICE = (5, 77)
 # Around the learner's worker. What it has sent before it fails arrives, as in a program that drains
 # its connection at the end.
@@ -76,7 +78,7 @@ async def safe_worker(lab, answer):
         await _refused_or_published_twice(shop)
         await _not_acked_before_the_commit(shop)
         await _held_by_two_workers(shop)
-        await _consumer_as_it_was(shop)
+        await _all_else(shop)
     finally:
         await shop.close()
 
@@ -114,96 +116,76 @@ safe_worker.solved_by(work)
 
 
 async def _killed_after_a_charge(shop):
-    """Raises NotYet unless the worker gets to the point "charged", where it is killed."""
+    """Raises NotYet unless the worker charges an order and then gets to the point "charged", where
+    it is killed."""
     await shop.publish("killed")
     try:
         worker = await shop.start(kill_at="charged")
-        code = await worker.ended(timeout=2)
+        await shop.wait(lambda: not worker.alive, 2)
+        if not worker.alive:
+            await worker.ended()
     except LabError as error:
-        last_line = str(error).splitlines()[-1]
-        failed = "with an error" in str(error)
-        want(not failed, f"Your worker ended with {last_line}", "it works until it is killed")
-        if "still runs" not in str(error):
+        if "ended with an error" not in str(error):
             raise
-        code = None
+        saw = f"Your worker ended with {str(error).splitlines()[-1]}"
+        want(False, saw, "it works until it is killed")
     saw = 'One order was published, and your worker never got to await point("charged", order=…)'
-    was_killed = code not in (None, 0)
+    was_killed = worker.returncode not in (None, 0)
     want(was_killed, f"{saw} within 2 s", "there after each charge, before the ack")
+    count = shop.counts()["killed"]
+    saw = f'When your worker got to await point("charged", order=…) the books had {count} charges'
+    want(count == 1, saw, "the charge in them, for others to see, before that point")
 
 
 async def _killed_while_it_writes(shop):
-    """Raises NotYet unless each of the orders is charged once, and no message is left, after a
-    worker was killed in the middle of a charge, and one in the middle of a marker."""
+    """One worker is killed in the middle of a charge, and one in the middle of a marker."""
     for order, table in SLOW.items():
         shop.slow_down(order, table)
         worker = await shop.start()
         await shop.publish(order)
         await shop.wait(shop.is_writing, 3)
         worker.kill()
-        with contextlib.suppress(LabError):
-            await worker.ended()
-        shop.speed_up()
-    await shop.start()
-    await shop.work_until(shop.is_settled)
+        shop.end_trigger()
     await _once(shop, "killed", *SLOW)
 
 
 async def _refused_or_published_twice(shop):
-    """Raises NotYet unless each of the orders is charged once, and no message is left."""
-    before = (await shop.consumer()).delivered
-    shop.refuse()
+    """The books refuse an order until that is met: the worker has died of it, or the message has
+    come back, or all is acked."""
+
+    async def is_met():
+        info = await shop.consumer()
+        return not shop.alive() or info.num_redelivered or await shop.is_settled()
+
+    shop.refuse("refused")
     await shop.publish("again", "again", "refused", "plain")
-    if not shop.alive():
-        await shop.start()
-
-    async def refusal_was_met():
-        """The worker died of it, or the message came back, or was settled."""
-        now = (await shop.consumer()).delivered
-        came_back = now.consumer_seq - before.consumer_seq > now.stream_seq - before.stream_seq
-        return not shop.alive() or came_back or await shop.is_settled()
-
-    await shop.wait(refusal_was_met, 8)
-    shop.end_refusal()
-    await shop.work_until(shop.is_settled)
+    await shop.start_if_none()
+    await shop.wait(is_met, 3)
+    shop.end_trigger()
     await _once(shop, "again", "refused", "plain")
 
 
-async def _once(shop, *orders):
-    """Raises NotYet unless each of the orders is charged once, and no message is left."""
-    info, counts = await shop.consumer(), shop.counts()
-    for order in orders:
-        count = counts[order]
-        comes_back = count == 0 and order != "plain" and info.num_ack_pending
-        saw = f"An order {FATES[order]} was charged {count} times"
-        want(count == 1 or comes_back, saw, "once")
-    left = info.num_pending + info.num_ack_pending
-    want(left == 0, f"{left} messages are left unanswered", "0")
-
-
 async def _not_acked_before_the_commit(shop):
-    """Raises NotYet if an order is acked while its charge cannot be committed."""
-    if not shop.alive():
-        await shop.start()
+    """Somebody reads meanwhile, which keeps others from committing, but not from writing."""
     with shop.books() as reader:
-        # Who reads keeps others from committing, but not from writing.
         reader.execute("begin")
         reader.execute("select count(*) from charges").fetchone()
         await shop.publish("held")
-        end = time.monotonic() + 0.8
-        while time.monotonic() < end:
-            saw = "An order was acked before its charge was in the books for others to see"
-            wanted = "the ack after the commit: who dies between the two loses the order"
-            want(not await shop.is_settled() or shop.is_charged("held"), saw, wanted)
-            await asyncio.sleep(0.02)
+        await shop.start_if_none()
+        await shop.wait(shop.is_settled, 0.8)
+        is_acked = await shop.is_settled()
+        is_charged = shop.is_charged("held")
         reader.execute("rollback")
-    await shop.work_until(shop.is_settled)
-    count = shop.counts()["held"]
-    saw = f"An order whose commit had to wait for a reader was charged {count} times"
-    want(count == 1, saw, "once")
+    saw = "An order was acked before its charge was in the books for others to see"
+    wanted = "the ack after the commit: who dies between the two loses the order"
+    want(is_charged or not is_acked, saw, wanted)
+    await _once(shop, "held")
 
 
 async def _held_by_two_workers(shop):
-    """Raises NotYet unless an order that two workers have at once is charged once."""
+    """While nobody can write, one worker gets an order, and past ack wait another one as well: both
+    look, and neither charges."""
+    await shop.start_if_none()
     await shop.start()
     before = (await shop.consumer()).delivered.consumer_seq
 
@@ -211,25 +193,43 @@ async def _held_by_two_workers(shop):
         return (await shop.consumer()).delivered.consumer_seq >= before + 2
 
     with shop.books() as books:
-        # While nobody else can write, both workers look, and neither charges.
         books.execute("begin immediate")
         await shop.publish("raced")
         await shop.wait(both_have_it, 3)
         # No server sees a look. A safe worker may wait meanwhile: SQLite gives it 5 s.
         await asyncio.sleep(0.7)
         books.execute("rollback")
-    await shop.work_until(shop.is_idle)
-    saw = "An order that two workers had at once, past ack wait, was charged"
-    count = shop.counts()["raced"]
-    want(count == 1, f"{saw} {count} times", "once")
+    await _once(shop, "raced")
 
 
-async def _consumer_as_it_was(shop):
-    """Raises NotYet if a worker changed the consumer's settings."""
+async def _once(shop, *orders):
+    """Raises NotYet unless each of the orders is charged once, no message is left, and no worker
+    has returned."""
+    await shop.work_off()
+    returned = [worker for worker in shop.workers if worker.returncode == 0]
+    want(not returned, "Your worker returned", "it works until it is killed")
+    info, counts = await shop.consumer(), shop.counts()
+    left = info.num_pending + info.num_ack_pending
+    for order in orders:
+        saw = f"An order {FATES[order]} was charged {counts[order]} times"
+        may_come = counts[order] == 0 and left > 0
+        want(counts[order] == 1 or may_come, saw, "once")
+    want(left == 0, f"Messages left unanswered: {left}", "none")
+
+
+async def _all_else(shop):
+    """Raises NotYet if an amount is wrong, or the stream or its consumer is not as it was."""
+    charged = dict(shop.charges())
+    for order, amount in shop.amounts.items():
+        saw = f"An order of {amount} was charged with {charged[order]}"
+        want(charged[order] == amount, saw, "its amount")
     now = dataclasses.asdict((await shop.consumer()).config)
     changed = {name: value for name, value in now.items() if value != shop.config[name]}
-    wanted = "its settings as they were"
-    want(not changed, f"The consumer has other settings: {changed}", wanted)
+    saw = f"The consumer has other settings: {changed}"
+    want(not changed, saw, "its settings as they were")
+    messages = (await shop.lab.js.stream_info(shop.stream)).state.messages
+    saw = f"The stream has {messages} of the {shop.published} messages that were published"
+    want(messages == shop.published, saw, "all of them: an ack settles an order")
 
 
 class _Shop:
@@ -243,6 +243,8 @@ class _Shop:
         self.workers = []
         workers.write(lab.topic, CHECKED, WRAPPED.format(name=answer))
         self.config = {}  # of the consumer, before any worker
+        self.amounts = {}  # order -> its amount
+        self.published = 0  # messages
 
     async def open(self):
         """Makes the books and the stream."""
@@ -273,41 +275,33 @@ class _Shop:
         books = sqlite3.connect(self.db, timeout=timeout, isolation_level=None)
         return contextlib.closing(books)
 
-    def refuse(self):
-        """From now on, the books refuse one order, with an OperationalError. (What raise() of SQL
+    def refuse(self, order):
+        """From now on, the books refuse this order, with an OperationalError. (What raise() of SQL
         raises is an IntegrityError, which an answer may take for "it is there already".)"""
-        with self.books() as books:
-            books.execute(
-                "create trigger refuse before insert on charges"
-                f" when new.order_id = 'refused-{self.tag}'"
-                " begin select abs(-9223372036854775807 - 1); end"
-            )
-
-    def end_refusal(self):
-        with self.books() as books:
-            books.execute("drop trigger refuse")
+        self._trigger("charges", order, "select abs(-9223372036854775807 - 1)")
 
     def slow_down(self, order, table):
         """From now on, it takes seconds to write this order into the table: it counts to 10⁸."""
         digits = ", ".join(f"ten t{place}" for place in range(8))
+        self._trigger(table, order, f"select count(*) from {digits}")
+
+    def _trigger(self, table, order, statement):
         with self.books() as books:
             books.execute(
-                f"create trigger slow before insert on {table}"
-                f" when instr(new.order_id, '{order}-{self.tag}')"
-                f" begin select count(*) from {digits}; end"
+                f"create trigger fault before insert on {table}"
+                f" when instr(new.order_id, '{order}-{self.tag}') begin {statement}; end"
             )
 
-    def speed_up(self):
+    def end_trigger(self):
         with self.books() as books:
-            books.execute("drop trigger slow")
+            books.execute("drop trigger fault")
 
     async def is_writing(self):
         """A worker has been writing for a tenth of a second; or there is nothing to write."""
-        for _ in range(5):
-            if not self._is_locked():
-                return not self.alive() or await self.is_settled()
-            await asyncio.sleep(0.02)
-        return True
+        if not self._is_locked():
+            return not self.alive() or await self.is_settled()
+        await asyncio.sleep(0.1)
+        return self._is_locked()
 
     def _is_locked(self):
         try:
@@ -327,14 +321,20 @@ class _Shop:
 
     def counts(self, timeout=5):
         """{order: how often it was charged} (Counter)."""
+        return collections.Counter(order for order, _ in self.charges(timeout))
+
+    def charges(self, timeout=5):
+        """[(order, amount)], a row for each charge."""
         with self.books(timeout) as books:
-            rows = books.execute("select order_id from charges").fetchall()
-        return collections.Counter(order_id.removesuffix(f"-{self.tag}") for (order_id,) in rows)
+            rows = books.execute("select order_id, amount from charges").fetchall()
+        return [(order_id.removesuffix(f"-{self.tag}"), amount) for order_id, amount in rows]
 
     async def publish(self, *orders):
         for order in orders:
-            body = json.dumps({"id": f"{order}-{self.tag}", "amount": 42})
+            amount = self.amounts.setdefault(order, random.randint(1, 9999))
+            body = json.dumps({"id": f"{order}-{self.tag}", "amount": amount})
             await self.lab.js.publish(f"{self.stream}.new", body.encode())
+            self.published += 1
 
     async def start(self, **kill):
         """Starts one more worker (Worker). kill: `kill_at` of Lab.worker."""
@@ -343,6 +343,10 @@ class _Shop:
         worker = await self.lab.worker(CHECKED, name, **kill, **options)
         self.workers.append(worker)
         return worker
+
+    async def start_if_none(self):
+        if not self.alive():
+            await self.start()
 
     def alive(self):
         """How many workers run."""
@@ -367,16 +371,17 @@ class _Shop:
         with contextlib.suppress(LabError, TimeoutError):  # the latter from a slow answer
             await self.lab.until(condition, timeout)
 
-    async def work_until(self, condition):
-        """Waits for the condition. Where no worker is left to work on it, starts one."""
+    async def work_off(self):
+        """Lets the workers do what is left. Where all have ended before it is done, starts one."""
 
-        async def done():
-            return not self.alive() or await condition()
+        async def is_over():
+            return not self.alive() or await self.is_idle()
 
-        await self.wait(done, 6)
+        await self.start_if_none()
+        await self.wait(is_over, 6)
         if not self.alive():
             await self.start()
-            await self.wait(self.is_settled, 6)
+            await self.wait(self.is_idle, 6)
 
 
 @exercise(
@@ -397,7 +402,7 @@ async def audits(lab, answer):
         await fresh_stream(lab, "EX_AUDIT", subjects=["ex_audit.*"], storage="memory")
         await _publish_orders(lab.js, tag)
         _write_charges(db, tag)
-        before = (await lab.js.stream_info("EX_AUDIT")).state
+        before, books = (await lab.js.stream_info("EX_AUDIT")).state, _content(db)
         found = await answer(lab.js, "EX_AUDIT", db)
         after = (await lab.js.stream_info("EX_AUDIT")).state
         consumers = await lab.js.consumers_info("EX_AUDIT")
@@ -409,6 +414,7 @@ async def audits(lab, answer):
     _are_ids("twice", found["twice"], _ids(tag, *TWICE))
     saw = f"The stream had {before.messages} messages, and {after.messages} after the audit"
     want(before.messages == after.messages, saw, "an audit that changes nothing")
+    want(_content(db) == books, "The audit changed the books", "an audit that changes nothing")
     # What is not durable goes away by itself.
     left = [info.name for info in consumers if info.config.durable_name]
     want(not left, f"The audit left durable consumers: {left}", "none")
@@ -452,11 +458,17 @@ async def _publish_orders(js, tag):
 
 def _write_charges(db, tag):
     numbers = [number for number in range(1, ORDERS + 1) if number not in LOST]
-    numbers += [TWICE[1], *TWICE, TWICE[0], TWICE[1]]
+    numbers += [TWICE[1], *TWICE]  # one of them two times, one three times
     with contextlib.closing(sqlite3.connect(db)) as books, books:
         books.execute("create table charges (order_id text, amount int)")
         rows = [(f"o-{tag}-{number}",) for number in numbers]
         books.executemany("insert into charges values (?, 42)", rows)
+
+
+def _content(db):
+    """All that is in this database, as SQL (list of texts)."""
+    with contextlib.closing(sqlite3.connect(db)) as books:
+        return list(books.iterdump())
 
 
 def _are_ids(name, found, wanted):

@@ -2,6 +2,9 @@
 loses nothing."""
 
 import collections
+import contextlib
+import datetime
+import json
 import uuid
 
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
@@ -12,6 +15,7 @@ from labkit.exercises.helpers import comes_true, wants_function
 
 READINGS = {"sensors.b": 5, "sensors.c": 3, "sensors.a": 9}
 OWNED = ["office.letters.1", "office.letters.b", "office.calls.1", "office.calls.b"]
+TO_DO = b"to do"  # what each message says
 ALERTS = ["fire", "flood", "fire", "flood", "fire", "frost", "frost"]
 LIMITS = ("max_msgs", "max_bytes", "max_age")
 
@@ -63,7 +67,7 @@ def _removes_by_number_alone(config):
     retention = _word(config.retention)
     wanted = "limits, so that no reader and no ack removes a reading"
     want(retention == "limits", f"The stream's retention is {retention}", wanted)
-    saw = f"Readings expire after {config.max_age or 0:g} s"
+    saw = f"Readings expire after {config.max_age or 0:,.15g} s"
     want(not config.max_age, saw, "kept until three newer ones come")
     for limit in ("max_msgs", "max_bytes"):
         value = getattr(config, limit) or -1
@@ -76,6 +80,8 @@ def _is_on_disk(config):
     """On disk, and its publishers hear of it."""
     saw = f"{config.name} is stored in {_word(config.storage)}, which a restart empties"
     want(_word(config.storage) == "file", saw, "file storage")
+    saw = f"With persist_mode=async, {config.name} answers before the message is on disk"
+    want(_word(config.persist_mode) != "async", saw, "on disk first")
     saw = f"With no_ack, {config.name} answers no publish: nobody hears what it has taken"
     want(not config.no_ack, saw, "a stream that acks")
 
@@ -103,28 +109,27 @@ async def two_owners(lab, answer):
     """Create the work queue OFFICE with two durable owners, letters and calls, and no message
     without an owner."""
     wants_function(answer, "js")
-    await delete(lab.js, "OFFICE")
+    await _clear(lab.js, OWNED)
     try:
         await answer(lab.js)
         config = await _config(lab.js, "OFFICE", retention="workqueue")
         _loses_nothing(config)
-        for consumer in await _durable_consumers(lab.js, "OFFICE", ["calls", "letters"]):
+        for consumer in await _durable_consumers(lab, "OFFICE", ["calls", "letters"]):
             _stays_and_never_gives_up(consumer)
         await lab.settled("OFFICE")
-        for subject in OWNED:
-            await _publish(lab.js, "OFFICE", subject, b"to do")
+        for number, subject in enumerate(OWNED):
+            took = await _took(lab.js, "OFFICE", subject)
+            want(took, f"OFFICE is full after {number} messages", "room for more")
         for owner in ("letters", "calls"):
-            got = await _read_and_ack(lab.js, owner, "OFFICE")
-            subjects = [msg.subject for msg in got]
             wanted = [subject for subject in OWNED if owner in subject]
+            got = await _read_and_ack(lab.js, owner, "OFFICE", len(wanted))
+            subjects = [msg.subject for msg in got]
             want(subjects == wanted, f"{owner} got {_listed(subjects)}", _listed(wanted))
-            bodies = {msg.data for msg in got}
-            saw = f"{owner} got the bodies {_listed(bodies)} of messages that say b'to do'"
-            want(bodies == {b"to do"}, saw, "whole messages")
+            _are_whole(got, owner)
         for subject in ("office.visits.1", "office.letters.a.b", "office.calls.a.b", "office.x"):
             await _refuses(subject, lab.js)
     finally:
-        await delete(lab.js, "OFFICE")
+        await _clear(lab.js, OWNED)
 
 
 async def set_up(js):
@@ -142,9 +147,23 @@ async def set_up(js):
 two_owners.solved_by(set_up)
 
 
+async def _clear(js, subjects):
+    """Deletes OFFICE, and every other stream that an answer has made for these subjects."""
+    await delete(js, "OFFICE")
+    for subject in subjects:
+        with contextlib.suppress(NotFoundError):
+            await delete(js, await js.find_stream_name_by_subject(subject))
+
+
+def _are_whole(messages, reader):
+    bodies = {msg.data for msg in messages}
+    saw = f"{reader} got the bodies {_listed(bodies)} of messages that say {TO_DO!r}"
+    want(bodies == {TO_DO}, saw, "whole messages")
+
+
 async def _refuses(subject, js):
     try:
-        await js.publish(subject, b"to do", timeout=2)
+        await js.publish(subject, TO_DO, timeout=2)
     except NoStreamResponseError:
         return
     waiting = [info.name for info in await js.consumers_info("OFFICE") if info.num_pending]
@@ -163,13 +182,18 @@ def _loses_nothing(config):
     """No limit of the stream removes a message, and it is on disk."""
     for limit in LIMITS:
         value = getattr(config, limit) or -1
-        saw = f"With {limit}={value:g}, discard {_word(config.discard)}, {config.name}"
+        saw = f"With {limit}={value:.15g}, discard {_word(config.discard)}, {config.name}"
         stays = value < 0 or (limit != "max_age" and _word(config.discard) == "new")
         want(stays, f"{saw} drops what nobody has acked", "kept until the ack")
+    _keeps_each_of_a_subject(config)
+    _is_on_disk(config)
+
+
+def _keeps_each_of_a_subject(config):
     value = config.max_msgs_per_subject or -1
     saw = f"With max_msgs_per_subject={value}, {config.name} drops the older ones of a subject"
-    want(value < 0, saw, "kept until the ack")
-    _is_on_disk(config)
+    stays = value < 0 or (_word(config.discard) == "new" and config.discard_new_per_subject)
+    want(stays, saw, "kept until the ack")
 
 
 def _stays_and_never_gives_up(consumer):
@@ -201,18 +225,25 @@ async def keep_all(lab, answer):
     await delete(lab.js, "ALERTS")
     try:
         await answer(lab.js)
+        returned = await _clock(lab.nc, "ALERTS")
         config = await _config(lab.js, "ALERTS", retention="interest")
-        saw = f"Alerts expire after {config.max_age or 0:g} s, read or not"
+        subjects = f"ALERTS listens to {_listed(config.subjects)}"
+        want(config.subjects == ["alerts.*"], subjects, "'alerts.*'")
+        saw = f"Alerts expire after {config.max_age or 0:.15g} s, read or not"
         want(not config.max_age, saw, "kept until both have acked")
         _is_on_disk(config)
-        for consumer in await _durable_consumers(lab.js, "ALERTS", ["archive", "pager"]):
+        for consumer in await _durable_consumers(lab, "ALERTS", ["archive", "pager"]):
+            _was_there(consumer, returned)
             _needs_acks(consumer)
             _stays_and_never_gives_up(consumer)
         await lab.settled("ALERTS")
         await _refuses_the_sixth(lab.js)
+        _keeps_each_of_a_subject(config)
+        want(config.max_msgs == 5, f"The stream's max_msgs is {config.max_msgs}", "5")
         for reader, left in (("pager", 5), ("archive", 0)):
             await _keeps_after_the_acks_of(reader, left, lab.js)
-        want(await _took(lab.js, "after"), "ALERTS is empty and refuses the next alert", "room")
+        took = await _took(lab.js, "ALERTS", "alerts.after")
+        want(took, "ALERTS is empty and refuses the next alert", "room")
     finally:
         await delete(lab.js, "ALERTS")
 
@@ -232,6 +263,20 @@ async def prepare(js):
 keep_all.solved_by(prepare)
 
 
+async def _clock(client, stream):
+    """What the clock of the stream's leader says now (datetime): in containers it may be another
+    one than ours. None if there is no such stream."""
+    answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=5)
+    now = json.loads(answer.data).get("ts")
+    return now and datetime.datetime.fromisoformat(now)
+
+
+def _was_there(consumer, returned):
+    late = (consumer.created - returned).total_seconds()
+    saw = f"{consumer.name} was created {late:.2f} s after prepare had returned"
+    want(late <= 0, saw, "both are there before, for an alert that comes at once")
+
+
 def _needs_acks(consumer):
     policy = _word(consumer.config.ack_policy)
     acks = "needs no acks" if policy == "none" else f"acks with {policy!r}"
@@ -242,7 +287,8 @@ async def _refuses_the_sixth(js):
     """Publishes all alerts while nobody reads; the first one on a subject that nobody knew."""
     new, *others = ALERTS
     words = [f"{new}-{uuid.uuid4().hex[:4]}", *others]
-    taken = [f"alerts.{word}" for word in words if await _took(js, word)]
+    subjects = [f"alerts.{word}" for word in words]
+    taken = [subject for subject in subjects if await _took(js, "ALERTS", subject)]
     state = (await js.stream_info("ALERTS", subjects_filter=">")).state
     saw = f"ALERTS took {len(taken)} of 7 messages and holds {state.messages}"
     want(state.messages <= 5, saw, "at most 5")
@@ -253,20 +299,26 @@ async def _refuses_the_sixth(js):
     want(state.messages == 5, f"ALERTS takes no more than {state.messages} messages", "5")
 
 
-async def _took(js, word):
-    """Publishes an alert; False if the stream is full and refuses it."""
+async def _took(js, stream, subject):
+    """Publishes a message; False if the stream is full and refuses it. Raises NotYet if no stream
+    takes it, or the stream refuses it for another reason."""
     try:
-        await _publish(js, "ALERTS", f"alerts.{word}", b"")
+        await js.publish(subject, TO_DO)
         return True
+    except NoStreamResponseError:
+        raise NotYet(f"Nobody stores {subject!r}; wanted: {stream} does.") from None
     except APIError as error:
-        if error.err_code != 10077:  # maximum messages exceeded
-            raise
-        return False
+        if error.err_code == 10077:  # maximum messages exceeded
+            return False
+        raise NotYet(
+            f"{stream} refused {subject!r}, of {len(TO_DO)} bytes ({error.err_code}"
+            f" {error.description}); wanted: it takes it."
+        ) from None
 
 
 async def _keeps_after_the_acks_of(reader, left, js):
     """Reads and acks all; so many messages must be left."""
-    got = await _read_and_ack(js, reader, "ALERTS")
+    got = await _read_and_ack(js, reader, "ALERTS", 5)
     held = None
 
     async def only_those_left():
@@ -277,6 +329,7 @@ async def _keeps_after_the_acks_of(reader, left, js):
     as_wanted = await comes_true(only_those_left, timeout=2)
     saw = f"{reader} got {len(got)} of 5 messages, and {held} are held after its acks"
     want(len(got) == 5 and as_wanted, saw, f"5 and {left}")
+    _are_whole(got, reader)
 
 
 async def _config(js, stream, retention):
@@ -292,14 +345,15 @@ async def _config(js, stream, retention):
     return config
 
 
-async def _durable_consumers(js, stream, names):
+async def _durable_consumers(lab, stream, names):
     """The stream's consumers, in the order of their names (list); raises NotYet unless they are
     those of these names (sorted), and durable. A list that is asked for just after a create may
-    lack the new one, so it is asked for again."""
+    lack the new one: settled() waits for those that the stream's leader counts."""
+    await lab.settled(stream)
     consumers = []
 
     async def all_listed():
-        consumers[:] = await js.consumers_info(stream)
+        consumers[:] = await lab.js.consumers_info(stream)
         return len(consumers) >= len(names)
 
     await comes_true(all_listed, timeout=1)
@@ -314,16 +368,14 @@ async def _durable_consumers(js, stream, names):
     return consumers
 
 
-async def _publish(js, stream, subject, body):
-    """Raises NotYet if no stream takes it."""
-    try:
-        await js.publish(subject, body)
-    except NoStreamResponseError:
-        raise NotYet(f"Nobody stores {subject!r}; wanted: {stream} does.") from None
+async def _read_and_ack(js, consumer, stream, count):
+    """All that a pull consumer has to give (list of messages): so many, or what it has after a
+    second. With three replicas it may hear of a message a moment after the publisher."""
 
+    async def has_them():
+        return (await js.consumer_info(stream, consumer)).num_pending >= count
 
-async def _read_and_ack(js, consumer, stream):
-    """All that a pull consumer has to give now (list of messages)."""
+    await comes_true(has_them, timeout=1)
     sub = await js.pull_subscribe_bind(consumer, stream)
     got = []
     try:

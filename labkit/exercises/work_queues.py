@@ -14,7 +14,7 @@ CASES = [  # (settings of the consumer, workers, seconds of work on a message, t
     ({"max_ack_pending": 32, "ack_wait": 30}, 3, 0.01, 10),
     ({"max_ack_pending": 64, "ack_wait": 1}, 2, 0.057, 8),
     ({"max_ack_pending": 2, "ack_wait": 30}, 3, 0.01, 1),
-    ({"max_ack_pending": -1, "ack_wait": 1}, 2, 0.07, 7),
+    ({"max_ack_pending": -1, "ack_wait": 2}, 2, 0.0625, 16),
 ]
 MESSAGES = 80
 IN_MEMORY = {"storage": "memory"}
@@ -55,7 +55,7 @@ def _drawn():
     while True:
         workers = random.randint(2, 5)
         wanted = random.randint(5, 14)
-        limit = workers * wanted + random.randint(0, workers - 1)
+        limit = workers * wanted
         if all(limit != config["max_ack_pending"] for config, *_ in CASES):
             return {"max_ack_pending": limit, "ack_wait": 20}, workers, 0.02, wanted
 
@@ -127,24 +127,27 @@ async def bring_down(lab, answer):
     """Handle the whole backlog, six at a time; ack what worked, nak what raised, whatever it was;
     return when all is acked."""
     wants_function(answer, "sub, handle")
-    bodies = [b"%d" % number for number in range(1, 31)]
+    orders = _Orders(random.randint(31, 36))
     # The server's own record of each nak.
     naks = await lab.nc.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.EX_DOWN.worker")
     try:
-        (sub,) = await queue(lab, "EX_DOWN", bodies, stream=IN_MEMORY, ack_wait=5)
-        orders = _Orders()
+        (sub,) = await queue(lab, "EX_DOWN", orders.bodies, stream=IN_MEMORY, ack_wait=5)
         await _let_it_work(answer, sub, orders)
-        saw = f"When bring_down returned, handle was still at work on {orders.running} orders"
-        want(orders.running == 0, saw, "none")
+        at_work = orders.running
         info = await _when_acks_are_in(lab)
-        _six_at_a_time(orders)
-        _nothing_left(info)
         await comes_true(lambda: naks.pending_msgs >= len(orders.raised), timeout=1)
-        _came_back(orders, naks.pending_msgs)
-        _once_each(orders)
+        goes_on = await _takes_one_more(lab, orders)
     finally:
         await naks.unsubscribe()
         await delete(lab.js, "EX_DOWN")
+    saw = f"When bring_down returned, handle was still at work on {at_work} orders"
+    want(at_work == 0, saw, "none")
+    _six_at_a_time(orders)
+    _nothing_left(info)
+    _came_back(orders, naks.pending_msgs)
+    _once_each(orders)
+    saw = "When bring_down had returned, an order came, and handle was called with it"
+    want(not goes_on, saw, "nothing that goes on")
 
 
 @bring_down.solved_by
@@ -172,24 +175,22 @@ class NoPaper(Exception):
     """An error that no answer knows by its name."""
 
 
-FAILURES = {  # order -> what handle raises for it, delivery by delivery
-    13: [ValueError, ValueError],
-    17: [NoPaper],
-    22: [TimeoutError],
-}
-
-
-SLOW = 30  # the last order, so that an answer that ends on an empty fetch ends too early
-
-
 class _Orders:
-    """`handle`, and what became of the orders that it was given."""
+    """`handle`, and what became of the orders that it was given. last: number of the last one."""
 
-    def __init__(self):
+    def __init__(self, last):
+        self.last = last
+        self.bodies = [b"%d" % number for number in range(1, last + 1)]
+        self.failures = {  # order -> what handle raises for it, delivery by delivery
+            13: [ValueError, ValueError],
+            17: [NoPaper],
+            22: [TimeoutError],
+            last: [NoPaper],
+        }
         self.began = collections.Counter()
         self.done = set()
         self.raised = []
-        self.acked_early = []
+        self.answered_early = []
         self.running = 0
         self.peak = 0
         self.has_waited = False
@@ -201,10 +202,12 @@ class _Orders:
         self.peak = max(self.peak, self.running)
         try:
             await self._until_six_run()
-            await asyncio.sleep(1.5 if order == SLOW else 0.1)
+            # The last one takes long when it comes back: an answer that ends on an empty fetch
+            # ends too early.
+            await asyncio.sleep(1.5 if order == self.last and self.began[order] == 2 else 0.1)
             if msg.is_acked:
-                self.acked_early.append(order)
-            kinds = FAILURES.get(order, [])
+                self.answered_early.append(order)
+            kinds = self.failures.get(order, [])
             if self.began[order] <= len(kinds):
                 self.raised.append(kinds[self.began[order] - 1](f"order {order} failed"))
                 raise self.raised[-1]
@@ -231,6 +234,13 @@ async def _let_it_work(answer, sub, orders):
         ) from None
 
 
+async def _takes_one_more(lab, orders):
+    """True if handle is called with an order that comes now."""
+    order = orders.last + 1
+    await lab.js.publish("ex_down.new", b"%d" % order)
+    return await comes_true(lambda: orders.began[order] > 0, timeout=0.5)
+
+
 async def _when_acks_are_in(lab):
     """The consumer's state (ConsumerInfo). An ack has no reply: it may still be on its way."""
 
@@ -242,9 +252,9 @@ async def _when_acks_are_in(lab):
 
 
 def _six_at_a_time(orders):
-    first = orders.acked_early[0] if orders.acked_early else None
-    saw = f"Order {first} was acked before handle had returned"
-    want(first is None, saw, "the ack after it")
+    first = next(iter(orders.answered_early), None)
+    saw = f"Order {first} was acked or nakked before handle had returned"
+    want(first is None, saw, "the answer after it")
     want(orders.peak == 6, f"handle ran {orders.peak} at a time", "6, no more and no fewer")
 
 
@@ -255,7 +265,7 @@ def _nothing_left(info):
 
 
 def _came_back(orders, naks):
-    for order in FAILURES:
+    for order in orders.failures:
         saw = f"handle raised for order {order}, and it was settled all the same: it is never done"
         want(order in orders.done, saw, "a nak, so that it comes back")
     failed = len(orders.raised)
@@ -264,7 +274,7 @@ def _came_back(orders, naks):
 
 
 def _once_each(orders):
-    for order, times in sorted(orders.began.items()):
-        failed = len(FAILURES.get(order, []))
+    for order in range(1, orders.last + 1):
+        times, failed = orders.began[order], len(orders.failures.get(order, []))
         saw = f"handle got order {order} {times} times, and raised {failed} times"
         want(times == failed + 1, saw, "that what has worked is not handled again")

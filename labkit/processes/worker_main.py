@@ -7,6 +7,7 @@ It imports nothing of labkit, so that a worker starts as fast as nats-py does.
 import _thread
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import runpy
@@ -18,9 +19,12 @@ import traceback
 
 import nats
 
+DRAINING = 4  # s; for handlers that have a message in hand
+LEAVING = 8  # s; then the process ends, whatever holds it up
+
 
 async def main(order):
-    """Runs the worker to its end.
+    """Runs the worker to its end, which comes soon after that of its `work`.
 
     order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and
     pause_at ([event, count] or None) and options (keyword arguments for work).
@@ -33,9 +37,13 @@ async def main(order):
         work = runpy.run_path(order["module"])["work"]
         await point("ready")
         await work(nc, nc.jetstream(), point, **order["options"])
+        end_soon()
         await leave(nc)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
+        end_soon()
         last_words(order, entry(order, "failed", {"text": traceback.format_exc(limit=-3)}))
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await nc.flush()  # what it sent before it failed
         sys.exit(1)
 
 
@@ -50,7 +58,9 @@ async def connect(order):
         told = {"connection": (server, nc.client_id, order["name"]), "pid": os.getpid()}
         await nc.publish(order["events"], json.dumps(told).encode())
 
-    nc = await nats.connect(name=order["name"], reconnected_cb=introduce, **order["login"])
+    nc = await nats.connect(
+        name=order["name"], reconnected_cb=introduce, drain_timeout=DRAINING, **order["login"]
+    )
     await introduce()
     # last_words() uses another connection, so make sure that the pid has been reported first:
     # resume() needs it.
@@ -86,8 +96,20 @@ def entry(order, event, fields):
     return {"at": time.perf_counter(), "event": event, "worker": order["name"], **fields}
 
 
+def end_soon():
+    """Ends the process in LEAVING seconds: a task that swallows its cancel, or a thread that hangs,
+    would keep it for ever."""
+    watch = threading.Timer(LEAVING, os._exit, [1])
+    watch.daemon = True
+    watch.start()
+
+
 async def leave(nc):
-    """Drains and closes the client."""
+    """Drains and closes the client, unless `work` has done so."""
+    while nc.is_connecting or nc.is_reconnecting:
+        await asyncio.sleep(0.05)
+    if nc.is_closed:
+        return
     for sub in list(nc._subs.values()):
         if not sub._cb:  # nobody reads it any more, and drain would wait for that (30 s)
             await sub.unsubscribe()

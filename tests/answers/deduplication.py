@@ -6,6 +6,7 @@ import hashlib
 import json
 import uuid
 
+import nats
 from nats.js import api
 from nats.js.errors import APIError, BadRequestError, NotFoundError
 
@@ -13,6 +14,7 @@ from answers import answers_to
 
 right, wrong = answers_to("deduplication")
 LOCKS = {}  # subject -> asyncio.Lock
+IDS = {}  # key -> id, in this process
 
 
 async def until_answered(publish):
@@ -22,6 +24,12 @@ async def until_answered(publish):
             return await publish()
         except TimeoutError:
             pass
+
+
+async def connected_to_another_node(js):
+    servers = [url.geturl() for url in js._nc.discovered_servers]
+    login = {name: js._nc.options[name] for name in ("user", "password")}
+    return await nats.connect(servers, **login)
 
 
 @wrong(
@@ -76,8 +84,8 @@ async def a_random_id_that_is_kept(js, subject, body, key):
 
 @wrong(
     "survives_lost_answer",
-    "The first attempt for order-2 got no answer, your function made no other one, and the stream"
-    " holds 1 message; wanted: 2",
+    "The first attempt for order-2 got no answer, your function made no other one on once.paid, and"
+    " the stream holds 1 message; wanted: 2",
 )
 async def takes_silence_for_stored(js, subject, body, key):
     try:
@@ -101,6 +109,59 @@ async def looks_before_it_repeats(js, subject, body, key):
                 last = await js.get_last_msg("ONCE", subject)
                 if last.headers == headers:
                     return api.PubAck(stream="ONCE", seq=last.seq)
+
+
+@wrong("survives_lost_answer", "wanted: none: the id of an order is the same in each call and each")
+async def an_id_that_dies_with_the_process(js, subject, body, key):
+    headers = {"Nats-Msg-Id": IDS.setdefault(key, str(uuid.uuid4()))}
+    return await until_answered(lambda: js.publish(subject, body, headers=headers))
+
+
+@wrong("survives_lost_answer", "wanted: none: the id of an order is the same in each call and each")
+async def a_hash_that_is_another_in_each_process(js, subject, body, key):
+    headers = {"Nats-Msg-Id": str(hash(key))}
+    return await until_answered(lambda: js.publish(subject, body, headers=headers))
+
+
+@wrong("survives_lost_answer", "no attempt for order-1 had left on js's connection")
+async def by_a_way_round(js, subject, body, key):
+    client = await connected_to_another_node(js)
+    try:
+        return await client.jetstream().publish(subject, body, headers={"Nats-Msg-Id": key})
+    finally:
+        await client.close()
+
+
+@wrong("survives_lost_answer", "no attempt for order-1 had left on js's connection")
+async def sends_it_twice_and_makes_up_an_answer(js, subject, body, key):
+    for _ in range(2):
+        await js._nc.publish(subject, body, headers={"Nats-Msg-Id": key})
+    return api.PubAck(stream="ONCE", seq=1)
+
+
+@wrong("survives_lost_answer", "for order-2 names sequence 1, and it is stored at 3; wanted: what")
+async def waits_a_while_and_makes_up_an_answer(js, subject, body, key):
+    for _ in range(3):
+        await js._nc.publish(subject, body, headers={"Nats-Msg-Id": key})
+        await js._nc.flush()
+    return api.PubAck(stream="ONCE", seq=1)
+
+
+@wrong("survives_lost_answer", "After a lost answer 1 order needed ")
+async def removes_what_was_stored_twice(js, subject, body, key):
+    before = (await js.stream_info("ONCE")).state.last_seq
+    ack = await until_answered(lambda: js.publish(subject, body))
+    for sequence in range(before + 1, ack.seq):
+        with contextlib.suppress(NotFoundError):
+            await js.delete_msg("ONCE", sequence)
+    return ack
+
+
+@wrong("survives_lost_answer", "The attempts carried one id, and after a lost answer")
+async def a_window_shorter_than_the_silence(js, subject, body, key):
+    config = (await js.stream_info("ONCE")).config
+    await js.update_stream(config, duplicate_window=0.1)
+    return await until_answered(lambda: js.publish(subject, body, headers={"Nats-Msg-Id": key}))
 
 
 @wrong("survives_lost_answer", "your function returned True; wanted: the PubAck")
@@ -131,6 +192,40 @@ async def with_futures(js, subject, body, key):
             return future.result()
         future.cancel()
         await asyncio.sleep(pause)
+    raise ConnectionError("nobody answers")
+
+
+@right("survives_lost_answer")
+async def several_attempts_at_once(js, subject, body, key):
+    """An attempt more every 0.3 s; the first answer counts, whichever it belongs to."""
+    headers = {"Nats-Msg-Id": str(uuid.uuid5(uuid.NAMESPACE_URL, key)), "Order": key}
+    attempts = set()
+    try:
+        while True:
+            attempt = js.publish(subject, body, timeout=4, headers=headers)
+            attempts.add(asyncio.create_task(attempt))
+            done, _ = await asyncio.wait(attempts, timeout=0.3, return_when="FIRST_COMPLETED")
+            if done:
+                return done.pop().result()
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+
+
+@right("survives_lost_answer")
+async def with_an_inbox_for_all_attempts(js, subject, body, key):
+    client = js._nc
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    headers = {"Nats-Msg-Id": json.dumps([subject, key])}
+    try:
+        for _ in range(6):
+            await client.publish(subject, body, reply=inbox, headers=headers)
+            with contextlib.suppress(TimeoutError):
+                msg = await answers.next_msg(timeout=0.4)
+                return api.PubAck.from_response(json.loads(msg.data))
+    finally:
+        await answers.unsubscribe()
     raise ConnectionError("nobody answers")
 
 
@@ -201,6 +296,11 @@ def without_answers():
     return of_an_hour(duplicate_window=960, no_ack=True)
 
 
+@wrong("window_for_retries", "acks a reading before it is on disk")
+def on_disk_a_little_later():
+    return of_an_hour(duplicate_window=960, persist_mode=api.PersistMode.ASYNC)
+
+
 @right("window_for_retries")
 def changed_from_a_default_with_replicas():
     config = api.StreamConfig(name="READINGS", subjects=["readings.*"], num_replicas=3)
@@ -263,8 +363,54 @@ async def tries_again_whatever_was_refused(js, subject, amount):
     while True:
         try:
             return await adds_if_nobody_else_wrote(js, subject, amount)
-        except Exception:
+        except BadRequestError:
             pass
+
+
+@wrong("counts_together", "(10054), and your function tried 40 times; wanted: once")
+async def tries_again_until_it_is_tired(js, subject, amount):
+    for attempt in range(1, 41):
+        try:
+            return await adds_if_nobody_else_wrote(js, subject, amount)
+        except BadRequestError:
+            if attempt == 40:
+                raise
+
+
+@wrong("counts_together", "lost the answer to its publish, and the counter rose by 2; wanted: 1")
+async def takes_silence_for_a_lost_race(js, subject, amount):
+    while True:
+        try:
+            return await adds_if_nobody_else_wrote(js, subject, amount)
+        except TimeoutError:
+            pass
+        except BadRequestError as error:
+            if error.err_code not in (10071, 10164):
+                raise
+
+
+@wrong("counts_together", "the answer to its publish, and nothing came out of your function")
+async def takes_silence_for_success(js, subject, amount):
+    with contextlib.suppress(TimeoutError):
+        await tries_until_it_has_won(js, subject, amount)
+
+
+@wrong("counts_together", "COUNTERS has 1 replica now; wanted: 3")
+async def gets_rid_of_the_second_code(js, subject, amount):
+    config = (await js.stream_info("COUNTERS")).config
+    if config.num_replicas > 1:
+        await js.update_stream(config, num_replicas=1)
+    await tries_until_it_has_won(js, subject, amount)
+
+
+@wrong("counts_together", "No write to count.visits has left on js's connection")
+async def by_a_way_round_and_with_a_lock(js, subject, amount):
+    async with LOCKS.setdefault(subject, asyncio.Lock()):
+        client = await connected_to_another_node(js)
+        try:
+            await adds_without_an_expectation(client.jetstream(), subject, amount)
+        finally:
+            await client.close()
 
 
 @wrong("counts_together", "digits (10054), and your function returned None; wanted: it comes out")
@@ -309,6 +455,37 @@ async def tries_until_it_has_won(js, subject, amount):
         except APIError as error:
             if "wrong last sequence" not in error.description:
                 raise
+
+
+@right("counts_together")
+async def with_an_id_that_a_retry_keeps(js, subject, amount):
+    """So it may publish again after a silence, too."""
+    headers = {"Nats-Msg-Id": str(uuid.uuid4())}
+    while True:
+        value, sequence = await last_value(js, subject)
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(sequence)
+        with contextlib.suppress(TimeoutError):
+            try:
+                return await js.publish(subject, str(value + amount).encode(), headers=headers)
+            except BadRequestError as error:
+                if error.err_code not in (10071, 10164, 10158):
+                    raise
+
+
+@right("counts_together")
+async def with_requests_of_its_own(js, subject, amount):
+    client = js._nc
+    while True:
+        value, sequence = await last_value(js, subject)
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
+        body = str(value + amount).encode()
+        said = await client.request(subject, body, timeout=2, headers=headers)
+        answer = json.loads(said.data)
+        error = answer.get("error")
+        if not error:
+            return
+        if error["description"].partition(":")[0] != "wrong last sequence":
+            raise ValueError(error)
 
 
 @right("counts_together")

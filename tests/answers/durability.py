@@ -82,6 +82,11 @@ def without_acks():
     return orders(no_ack=True)
 
 
+@wrong("keeps_orders", "it refuses each order; wanted: room for 10,000 orders")
+def full_after_a_hundred():
+    return orders(max_msgs=100, discard=api.DiscardPolicy.NEW)
+
+
 @right("keeps_orders")
 def leaves_the_storage_to_the_server():
     return api.StreamConfig(name="EX_ORDERS", subjects=["ex.orders.*"], num_replicas=3)
@@ -129,6 +134,13 @@ def says_nothing_where_nothing_is_lost(jsz, per_second):
 def asks_for_a_key_that_may_be_missing(jsz, per_second):
     config = jsz["config"]
     return 0 if config["sync_always"] else per_second * config["sync_interval"] / 1e9
+
+
+@wrong("at_risk", "it said 1000; wanted: ")
+def for_the_two_intervals_that_were_tried(jsz, per_second):
+    config = jsz["config"]
+    seconds = 120 if config["sync_interval"] == 120_000_000_000 else 10
+    return 0 if config.get("sync_always") else per_second * seconds
 
 
 @right("at_risk")
@@ -190,6 +202,20 @@ def ahead_of_all_others(views, stream):
     last = {node: seen["state"]["last_seq"] for node, seen in known.items()}
     highest = max(last, key=last.get)
     return [highest] if list(last.values()).count(last[highest]) == 1 else []
+
+
+@wrong("ahead", "For views where")
+def ahead_of_n1(views, stream):
+    known, _ = states_of(views, stream)
+    first = known.get("n1", {"state": {"last_seq": 200}})["state"]["last_seq"]
+    return sorted(node for node, seen in known.items() if seen["state"]["last_seq"] > first)
+
+
+@wrong("ahead", "For views where")
+def of_the_first_stream_there(views, stream):
+    known, leader = states_of(views, next(iter(views["n1"]["streams"])))
+    last = known[leader]["state"]["last_seq"]
+    return sorted(node for node, seen in known.items() if seen["state"]["last_seq"] > last)
 
 
 @right("ahead")

@@ -116,8 +116,8 @@ async def acks_inside_the_transaction(nc, js, point, stream, db):
         with books:
             if mark(books, order["id"]):
                 charge(books, order)
-            await point("charged", order=order["id"])
             await ack(msg)
+        await point("charged", order=order["id"])
 
 
 @wrong("safe_worker", "killed while it wrote the charge was charged 0 times")
@@ -245,12 +245,56 @@ async def no_marker(nc, js, point, stream, db):
         await ack(msg)
 
 
-@wrong("safe_worker", "unanswered; wanted: 0")
+@wrong("safe_worker", "left unanswered")
 async def never_acks(nc, js, point, stream, db):
     books = sqlite3.connect(db)
     async for _, order in orders_of(js, stream):
         charge_once(books, order)
         await point("charged", order=order["id"])
+
+
+@wrong("safe_worker", "was charged with 42; wanted: its amount")
+async def all_orders_cost_the_same(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        with books:
+            if mark(books, order["id"]):
+                charge(books, {**order, "amount": 42})
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@wrong("safe_worker", "Your worker returned; wanted: it works until it is killed")
+async def ends_when_nothing_comes(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    sub = await js.pull_subscribe_bind("worker", stream)
+    with contextlib.suppress(asyncio.TimeoutError):
+        while True:
+            (msg,) = await sub.fetch(1, timeout=0.4)
+            order = json.loads(msg.data)
+            charge_once(books, order)
+            await point("charged", order=order["id"])
+            await ack(msg)
+
+
+@wrong("safe_worker", "The stream has 0 of the 9 messages that were published")
+async def deletes_instead_of_an_ack(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        charge_once(books, order)
+        await point("charged", order=order["id"])
+        await js.delete_msg(stream, msg.metadata.sequence.stream)
+
+
+@wrong("safe_worker", "the books had 0 charges; wanted: the charge in them")
+async def the_point_inside_the_transaction(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    async for msg, order in orders_of(js, stream):
+        with books:
+            if mark(books, order["id"]):
+                charge(books, order)
+            await point("charged", order=order["id"])
+        await ack(msg)
 
 
 @wrong("safe_worker", 'never got to await point("charged"')
@@ -300,6 +344,33 @@ async def one_statement_that_looks_and_charges(nc, js, point, stream, db):
     async for msg, order in orders_of(js, stream):
         with books:
             books.execute(statement, (order["id"], order["amount"]))
+        await point("charged", order=order["id"])
+        await ack(msg)
+
+
+@right("safe_worker")
+async def ten_orders_in_one_transaction(nc, js, point, stream, db):
+    books = sqlite3.connect(db)
+    sub = await js.pull_subscribe_bind("worker", stream)
+    while True:
+        with contextlib.suppress(asyncio.TimeoutError):
+            msgs = await sub.fetch(10, timeout=0.5)
+            orders = [json.loads(msg.data) for msg in msgs]
+            with books:
+                for order in orders:
+                    if mark(books, order["id"]):
+                        charge(books, order)
+            for msg, order in zip(msgs, orders, strict=True):
+                await point("charged", order=order["id"])
+                await msg.ack()
+
+
+@right("safe_worker")
+async def readers_do_not_keep_it_from_committing(nc, js, point, stream, db):
+    books = sqlite3.connect(db, timeout=20)
+    books.execute("pragma journal_mode = wal")
+    async for msg, order in orders_of(js, stream):
+        charge_once(books, order)
         await point("charged", order=order["id"])
         await ack(msg)
 
@@ -382,7 +453,7 @@ async def the_books_alone(js, stream, db):
     return {"lost": [], "twice": more_than_once(charges_in(db))}
 
 
-@wrong("audits", "lost is 4; wanted: a list of ids")
+@wrong("audits", "lost is 5; wanted: a list of ids")
 async def numbers_in_place_of_ids(js, stream, db):
     counts = charges_in(db)
     lost = set(await ids_in(js, stream)) - set(counts)
@@ -429,6 +500,36 @@ async def in_the_order_of_the_stream(js, stream, db):
 async def one_batch(js, stream, db):
     sub = await js.pull_subscribe(">", stream=stream)
     ordered = {json.loads(msg.data)["id"] for msg in await sub.fetch(100, timeout=1)}
+    return compared(ordered, charges_in(db))
+
+
+@wrong("audits", "The audit changed the books")
+async def repairs_what_it_finds(js, stream, db):
+    found = compared(await ids_in(js, stream), charges_in(db))
+    with contextlib.closing(sqlite3.connect(db)) as books, books:
+        books.execute(
+            "delete from charges where rowid not in"
+            " (select min(rowid) from charges group by order_id)"
+        )
+    return found
+
+
+@wrong("audits", "wanted: twice: ['o-")
+async def exactly_twice(js, stream, db):
+    counts = charges_in(db)
+    found = compared(await ids_in(js, stream), counts)
+    return {**found, "twice": sorted(name for name in counts if counts[name] == 2)}
+
+
+@wrong("audits", "wanted: lost: ['o-")
+async def one_of_the_subjects(js, stream, db):
+    ordered = set()
+    seq = 0
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        while True:
+            msg = await js.get_msg(stream, seq + 1, subject="ex_audit.1", next=True)
+            ordered.add(json.loads(msg.data)["id"])
+            seq = msg.seq
     return compared(ordered, charges_in(db))
 
 

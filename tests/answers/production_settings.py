@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 
 from nats.js.errors import NotFoundError, ServerError, ServiceUnavailableError
 
@@ -103,6 +104,21 @@ def writes_errors_into_the_log():
     }
 
 
+@wrong("service_options", "name is 7; wanted: a text")
+def has_a_number_for_a_name():
+    return good(name=7)
+
+
+@wrong("service_options", "ping_interval is '1'; wanted: a number")
+def has_texts_for_numbers():
+    return good(ping_interval="1")
+
+
+@right("service_options")
+def does_not_hear_itself():
+    return good(no_echo=True, max_reconnect_attempts=math.inf, reconnect_time_wait=1)
+
+
 @right("service_options")
 def has_the_zero_that_means_for_ever():
     return {
@@ -136,7 +152,7 @@ async def fetched(sub, batch=5):
 async def handled(msg, process):
     try:
         await process(msg)
-    except TimeoutError:
+    except Exception:
         await msg.nak(delay=1)
     else:
         await msg.ack()
@@ -195,7 +211,7 @@ async def leaves_the_connection_open(client, sub, stop, process):
 async def acks_first(client, sub, stop, process):
     async def ack_first(msg, process):
         await msg.ack()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(Exception):
             await process(msg)
 
     try:
@@ -204,10 +220,10 @@ async def acks_first(client, sub, stop, process):
         await leave(client, sub)
 
 
-@wrong("goodbye", "acked 0 of the 3")
+@wrong("goodbye", "acked 0 of the 2")
 async def does_not_ack(client, sub, stop, process):
     async def process_only(msg, process):
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(Exception):
             await process(msg)
 
     try:
@@ -329,11 +345,11 @@ async def takes_silence_for_a_deleted_consumer(client, sub, stop, process):
         await leave(client, sub)
 
 
-@wrong("goodbye", "only 4 of the 8")
+@wrong("goodbye", "only 0 of the 8")
 async def drops_a_batch_whose_first_message_fails(client, sub, stop, process):
     try:
         while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ValueError):
                 for msg in await sub.fetch(5, timeout=0.5):
                     if stop.is_set():
                         await msg.nak()
@@ -356,11 +372,27 @@ async def dies_of_one_message(client, sub, stop, process):
         await leave(client, sub)
 
 
-@wrong("goodbye", "the message never comes again")
+@wrong("goodbye", "process raised ValueError for a message, and work ended with ValueError")
+async def knows_one_way_to_fail(client, sub, stop, process):
+    async def expects_a_timeout(msg, process):
+        try:
+            await process(msg)
+        except TimeoutError:
+            await msg.nak(delay=1)
+        else:
+            await msg.ack()
+
+    try:
+        await until_stop(sub, stop, process, handle=expects_a_timeout)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "2 of them never come again")
 async def acks_what_has_failed(client, sub, stop, process):
     async def ack_in_finally(msg, process):
         try:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(Exception):
                 await process(msg)
         finally:
             await msg.ack()
@@ -371,7 +403,7 @@ async def acks_what_has_failed(client, sub, stop, process):
         await leave(client, sub)
 
 
-@wrong("goodbye", "process had ended for 2 of 3 messages")
+@wrong("goodbye", "process had ended for 1 of 2 messages")
 async def breaks_off_what_is_in_hand(client, sub, stop, process):
     async def until_it_stops(msg, process):
         working = asyncio.ensure_future(handled(msg, process))
@@ -403,6 +435,20 @@ async def gives_back_with_a_delay(client, sub, stop, process):
 
     try:
         await until_stop(sub, stop, process, give_back=later)
+    finally:
+        await leave(client, sub)
+
+
+@wrong("goodbye", "its ack wait is 0.05 s")
+async def shortens_ack_wait_instead(client, sub, stop, process):
+    async def drop(msg):
+        pass
+
+    try:
+        await until_stop(sub, stop, process, give_back=drop)
+        info = await sub.consumer_info()
+        info.config.ack_wait = 0.05
+        await client.jetstream().add_consumer(info.stream_name, info.config)
     finally:
         await leave(client, sub)
 
@@ -446,7 +492,7 @@ async def asks_after_each_trouble_whether_the_consumer_is_there(client, sub, sto
             try:
                 await process(msg)
                 await client.publish(msg.reply, b"+ACK")
-            except TimeoutError:
+            except Exception:
                 await client.publish(msg.reply, b"-NAK")
         for msg in batch:
             await client.publish(msg.reply, b"-NAK")
@@ -460,3 +506,22 @@ async def fetches_one_at_a_time(client, sub, stop, process):
             for msg in await fetched(sub, 1):
                 await handled(msg, process)
     await leave(client, sub)
+
+
+@right("goodbye")
+async def breaks_off_a_fetch(client, sub, stop, process):
+    stopping = asyncio.ensure_future(stop.wait())
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(client.drain)
+        stack.push_async_callback(sub.unsubscribe)
+        while not stop.is_set():
+            fetching = asyncio.ensure_future(fetched(sub))
+            await asyncio.wait([fetching, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                fetching.cancel()
+                break
+            msgs = fetching.result()
+            while msgs and not stop.is_set():
+                await handled(msgs.pop(0), process)
+            await asyncio.gather(*(msg.nak() for msg in msgs))
+    stopping.cancel()

@@ -1,5 +1,8 @@
 """Answers to the exercises of retention."""
 
+import asyncio
+import json
+
 from nats.js import api
 
 from answers import answers_to
@@ -62,6 +65,11 @@ def and_a_limit_of_bytes():
 @wrong("last_three", "is stored in memory, which a restart empties")
 def in_memory():
     return sensors(max_msgs_per_subject=3, storage="memory")
+
+
+@wrong("last_three", "S answers before the message is on disk; wanted: on disk first")
+def on_disk_a_little_later():
+    return sensors(max_msgs_per_subject=3, persist_mode=api.PersistMode.ASYNC)
 
 
 @right("last_three")
@@ -214,6 +222,41 @@ async def by_pull_subscribe(js):
         await sub.unsubscribe()
 
 
+@wrong("two_owners", "OFFICE is full after 3 messages; wanted: room for more")
+async def a_small_desk(js):
+    await office(js, max_msgs=3, discard="new")
+    await owners(js)
+
+
+@wrong("two_owners", "has the consumers letters; wanted: calls, letters")
+async def two_offices(js):
+    await office(js, subjects=["office.letters.*"])
+    await js.add_stream(name="CALLS", subjects=["office.calls.*"], retention="workqueue")
+    for stream, kind in (("OFFICE", "letters"), ("CALLS", "calls")):
+        await js.add_consumer(stream, durable_name=kind, ack_policy="explicit")
+
+
+@right("two_owners")
+async def owners_first_of_one_subject_then_of_two(js):
+    await office(js, subjects=["office.letters.*"])
+    config = (await js.stream_info("OFFICE")).config
+    await js.update_stream(config, subjects=["office.letters.*", "office.calls.*"])
+    await owners(js, ack_wait=60, max_waiting=5)
+
+
+@right("two_owners")
+async def at_most_so_many_of_a_subject_and_the_publisher_hears_of_it(js):
+    await office(js, max_msgs_per_subject=9, discard="new", discard_new_per_subject=True)
+    for kind in ("letters", "calls"):
+        config = {
+            "durable_name": kind,
+            "filter_subject": f"office.{kind}.*",
+            "ack_policy": "explicit",
+        }
+        request = json.dumps({"stream_name": "OFFICE", "config": config}).encode()
+        await js._nc.request(f"$JS.API.CONSUMER.DURABLE.CREATE.OFFICE.{kind}", request, timeout=5)
+
+
 @right("two_owners")
 async def with_config_objects(js):
     await js.add_stream(
@@ -351,6 +394,44 @@ async def a_third_reader_who_never_acks(js):
 async def one_too_few(js):
     await alerts(js, max_msgs=4)
     await readers(js)
+
+
+@wrong("keep_all", "s after prepare had returned; wanted: both are there before")
+async def readers_who_come_a_moment_later(js):
+    async def come():
+        await asyncio.sleep(0.4)
+        await readers(js)
+
+    await alerts(js)
+    js.coming = asyncio.create_task(come())
+
+
+@wrong("keep_all", "bodies b'' of messages that say b'to do'; wanted: whole messages")
+async def readers_who_see_the_envelope_alone(js):
+    await alerts(js)
+    await readers(js, headers_only=True)
+
+
+@wrong("keep_all", "With max_msgs_per_subject=2, ALERTS drops the older ones of a subject")
+async def two_of_each_kind(js):
+    await alerts(js, max_msgs_per_subject=2)
+    await readers(js)
+
+
+@wrong("keep_all", "ALERTS listens to 'alerts.>'; wanted: 'alerts.*'")
+async def takes_more_than_its_readers_want(js):
+    await js.add_stream(
+        name="ALERTS", subjects=["alerts.>"], retention="interest", max_msgs=5, discard="new"
+    )
+    await readers(js, filter_subject="alerts.*")
+
+
+@right("keep_all")
+async def the_limit_last(js):
+    await alerts(js, max_msgs=-1, discard="old")
+    await readers(js, deliver_policy="new")
+    config = (await js.stream_info("ALERTS")).config
+    await js.update_stream(config, max_msgs=5, discard="new")
 
 
 @right("keep_all")
