@@ -97,7 +97,10 @@ async def test_the_ack_floor_jumps_over_what_was_given_up(lab, replicas):
     sub = await queue(lab, 3, replicas, max_deliver=2)
     for _ in range(2):
         for msg in await fetch(sub, 3, timeout=5):
-            await (msg.nak() if msg.data == b"1" else msg.ack_sync())
+            if msg.data == b"1":
+                await msg.nak()
+            else:
+                await msg.ack_sync()
     assert await fetch(sub) == [] and await numbers(sub) == (1, 0, 0)
     assert await floor(sub) == 1
     await lab.js.publish("size.new", b"later")

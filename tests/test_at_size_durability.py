@@ -144,7 +144,10 @@ async def test_with_one_replica_a_consumer_that_was_further_on_is_set_back(clust
     for node in cluster.nodes:
         node.end()
     for path in {*files(), *disk}:
-        path.write_bytes(disk[path]) if path in disk else path.unlink()
+        if path in disk:
+            path.write_bytes(disk[path])
+        else:
+            path.unlink()
     for node in cluster.nodes:
         cluster.spawn(node)
     for number in range(10):

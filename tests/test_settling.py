@@ -64,15 +64,18 @@ async def test_the_replicas_of_a_stream_that_grows_are_current_as_well(calm):
     await calm.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     await calm.settled("ORDERS")
 
+    stop = asyncio.Event()
+
     async def publish():
-        while True:
+        while not stop.is_set():
             await calm.js.publish("orders.new")
 
     publishing = [asyncio.create_task(publish()) for _ in range(20)]
-    await calm.wait_for_current("ORDERS")
-    for task in publishing:
-        task.cancel()
-    await asyncio.wait(publishing)
+    try:
+        await calm.wait_for_current("ORDERS")
+    finally:
+        stop.set()
+        await asyncio.gather(*publishing)
 
 
 async def test_an_error_says_which_leader_did_not_answer():

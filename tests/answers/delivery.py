@@ -153,7 +153,10 @@ async def gives_up_after_three(msg, process):
     except ValueError:
         await msg.term()
     except Exception:
-        await (msg.term() if msg.metadata.num_delivered > 3 else msg.nak(delay=0.5))
+        if msg.metadata.num_delivered > 3:
+            await msg.term()
+        else:
+            await msg.nak(delay=0.5)
     else:
         await msg.ack()
 

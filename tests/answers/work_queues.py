@@ -245,7 +245,10 @@ async def naks_all_six_if_one_fails(sub, handle):
     async def six(msgs):
         failed = await asyncio.gather(*[handle(msg) for msg in msgs], return_exceptions=True)
         for msg in msgs:
-            await (msg.nak() if any(failed) else msg.ack())
+            if any(failed):
+                await msg.nak()
+            else:
+                await msg.ack()
 
     async def one(msg):
         queue.append(msg)
@@ -263,7 +266,10 @@ async def a_second_failure_is_the_last(sub, handle):
         try:
             await handle(msg)
         except Exception:
-            await (msg.nak() if msg.metadata.num_delivered == 1 else msg.term())
+            if msg.metadata.num_delivered == 1:
+                await msg.nak()
+            else:
+                await msg.term()
         else:
             await msg.ack()
 
@@ -384,7 +390,10 @@ async def an_empty_fetch_is_the_end_once_all_six_are_answered(sub, handle):
             return
         ends = await asyncio.gather(*[handle(msg) for msg in msgs], return_exceptions=True)
         for msg, end in zip(msgs, ends, strict=True):
-            await (msg.nak() if isinstance(end, Exception) else msg.ack())
+            if isinstance(end, Exception):
+                await msg.nak()
+            else:
+                await msg.ack()
 
 
 @right("bring_down")
