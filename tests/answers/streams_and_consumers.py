@@ -371,7 +371,7 @@ async def deletes_and_creates_it_again(js, stream, subject):
         await js.add_stream(config)
 
 
-@wrong("widen", "the stream had consumer billing with ack floor 3, after it no consumer")
+@wrong("widen", "what is stored and who has read it stays")
 async def creates_it_again_with_its_messages(js, stream, subject):
     config = (await js.stream_info(stream)).config
     if subject in config.subjects:
