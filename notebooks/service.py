@@ -233,6 +233,7 @@ async def leave(nc):
         if nc.is_connected:
             await nc.flush(LEAVING)
             await nc.drain()
-    with contextlib.suppress(NatsError, OSError, TimeoutError):
-        if nc.is_connected or nc.is_connecting or nc.is_reconnecting:
-            await asyncio.wait_for(nc.close(), LEAVING)
+    if nc.is_connected or nc.is_connecting or nc.is_reconnecting:
+        closing = asyncio.ensure_future(nc.close())          # a socket that was given up before ends it with CancelledError
+        await asyncio.wait([closing], timeout=LEAVING)
+        await give_up(closing)
