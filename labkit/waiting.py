@@ -46,6 +46,21 @@ async def until(condition, timeout, describe=None, every=0.01):
         await asyncio.sleep(every)
 
 
+async def end_tasks(*tasks):
+    """Cancels these tasks until they have ended, and looks at their errors, so that asyncio does
+    not complain. Once may not do: Python 3.11 can swallow a cancel that meets an answer, and so can
+    `except BaseException`. Gives up after 2.5 seconds, and raises nothing."""
+    for _ in range(5):
+        running = [task for task in tasks if not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=0.5)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()
+
+
 async def _before(end, awaitable):
     """Returns what the condition returns, or UNFINISHED if it takes longer than until `end`."""
     left = max(0.05, end - time.monotonic())  # a very short timeout still lets it begin

@@ -2,12 +2,14 @@
 true: its source, and the values behind it."""
 
 import asyncio
+import contextlib
 import functools
+import gc
 
 import pytest
 
 from labkit import Lab, LabError, Recorder
-from labkit.waiting import until
+from labkit.waiting import end_tasks, until
 
 got = [1, 2]
 
@@ -170,3 +172,21 @@ async def test_an_error_of_the_condition_ends_the_wait_at_once():
 async def test_a_timeout_that_is_no_time_is_refused(timeout):
     with pytest.raises(LabError, match="wanted: a number of seconds above 0"):
         await until(lambda: True, timeout)
+
+
+async def test_tasks_end_although_they_swallow_a_cancel_and_nobody_hears_of_their_errors(caplog):
+    async def stubborn():
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    async def fails():
+        raise ValueError("nobody wants to know")
+
+    tasks = [asyncio.create_task(stubborn()), asyncio.create_task(fails())]
+    await asyncio.sleep(0)
+    await end_tasks(*tasks)
+    assert all(task.done() for task in tasks)
+    del tasks
+    gc.collect()
+    assert not caplog.records

@@ -18,8 +18,10 @@ from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableEr
 from labkit.cluster import raft
 from labkit.cluster.streams import delete
 from labkit.exercises import exercise, want
-from labkit.exercises.helpers import comes_true, wants_function
+from labkit.exercises.helpers import comes_true, tasks_since, wants_function
+from labkit.waiting import end_tasks
 
+NATS_PY = str(Path(nats.__file__).parent)
 NOBODY = ["nats://127.0.0.1:1", "nats://127.0.0.1:2"]  # no server listens there
 # What a mistake in the code raises: no word about a server.
 MISTAKES = NameError, TypeError, AttributeError, LookupError, ImportError, AssertionError
@@ -99,40 +101,18 @@ async def _raises_where_no_server_is(answer):
             raise error
         says_why = str(error) or isinstance(error, (TimeoutError, OSError, Error))
         want(says_why, f"{saw} raised {error!r}", "an exception that says why")
-        await _leaves_nothing_running(answer, others | {attempt})
+        await _leaves_nothing_running(others | {attempt})
     finally:
-        await _end(attempt)
-        for task in _tasks_of(answer, others | {attempt}):
-            await _end(task)
+        await end_tasks(attempt, *tasks_since(others, NATS_PY))
         mute.close()
         for writer in accepted:  # nats-py leaves a connection open when its connect is cancelled
             writer.close()
 
 
-async def _leaves_nothing_running(answer, others):
-    async def is_quiet():
-        return not _tasks_of(answer, others)
-
-    is_alone = await comes_true(is_quiet, timeout=0.5)
+async def _leaves_nothing_running(others):
+    is_alone = await comes_true(lambda: not tasks_since(others, NATS_PY), timeout=0.5)
     saw = "No server answered and your connect raised, but a task of it is still trying to connect"
     want(is_alone, saw, "nothing left behind: cancel it")
-
-
-def _tasks_of(answer, others, folder=str(Path(nats.__file__).parent)):
-    """The tasks that this answer, or nats-py for it, has started and that still run (set).
-
-    others: tasks that are not looked at. folder: that of nats-py; None leaves its tasks out."""
-    code = getattr(answer, "__code__", None)
-    files = {code.co_filename} if code else set()
-
-    def is_its(task):
-        code = getattr(task.get_coro(), "cr_code", None)
-        if not code:
-            return False
-        is_client = folder and code.co_filename.startswith(folder)
-        return is_client or code.co_filename in files
-
-    return {task for task in asyncio.all_tasks() - others if is_its(task)}
 
 
 async def _ignore(error):
@@ -251,16 +231,14 @@ async def _survives(lab, answer, count):
         try:
             hit = await _strike(lab, client, running, stream, count)
             _has_published(running)
-            await _is_done(answer, others)
+            await _is_done(others)
             await lab.wait_for_leader(stream, timeout=30)
             _each_once(await _stored_messages(client, stream), orders)
             if hit:
                 await _nothing_twice(answer, client, stream, orders)
             return hit
         finally:
-            for task in {running, *_tasks_of(answer, others, folder=None)}:
-                task.cancel()
-            await _end(running)
+            await end_tasks(running, *tasks_since(others))
             await client.close()
     finally:
         await lab.faults.heal()
@@ -315,13 +293,9 @@ def _has_published(running):
     want(error is None, saw, "again, until the order is acked")
 
 
-async def _is_done(answer, others):
+async def _is_done(others):
     """Raises NotYet if the answer has returned, but goes on in the background."""
-
-    async def is_quiet():
-        return not _tasks_of(answer, others, folder=None)
-
-    is_alone = await comes_true(is_quiet, timeout=0.5)
+    is_alone = await comes_true(lambda: not tasks_since(others), timeout=0.5)
     saw = "publish_all returned, and a task of it was still at work"
     want(is_alone, saw, "that it returns when all are acked")
 
@@ -357,7 +331,7 @@ async def _nothing_twice(answer, client, stream, orders):
         want(publishing.done(), f"{saw} had not ended after 10 s", "an answer for each at once")
         publishing.result()
     finally:
-        await _end(publishing)
+        await end_tasks(publishing)
     more = await _stored(client, stream) - before
     want(more >= 0, f"{saw} left {-more} fewer messages in the stream", "what was there stays")
     wanted = "none: the same id for an order at each try, and at each call"
@@ -405,22 +379,3 @@ async def _stored(client, stream):
     saw = "The stream did not answer for 20 s after the fault"
     want(is_known, saw, "a cluster that is whole. Run the check again")
     return states[0].messages
-
-
-async def _end(task):
-    """Cancels the task until it has ended. Once may not do: Python 3.11 can swallow a cancel that
-    meets an answer."""
-    task.add_done_callback(_look_at_its_error)
-
-    async def has_ended():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.1)
-        return task.done()
-
-    await comes_true(has_ended, timeout=5)
-
-
-def _look_at_its_error(task):
-    """Nobody else will, and asyncio would complain."""
-    if not task.cancelled():
-        task.exception()

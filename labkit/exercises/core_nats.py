@@ -8,6 +8,7 @@ from nats.errors import BadSubjectError
 
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import comes_true, wants_function
+from labkit.waiting import end_tasks
 
 WANTED = ["sensors.berlin.1.temp", "sensors.paris.22.temp", "sensors.oslo.attic.temp"]
 UNWANTED = [
@@ -179,11 +180,8 @@ async def worker(lab, answer):
             want(not unread, f"{saw} {unread}", "each one printed")
         finally:
             jobs.give_up()
-            running.cancel()
-            await asyncio.wait([running], timeout=1)
+            await end_tasks(running)
             lab.forgive(JobFailed)
-            if running.done() and not running.cancelled():
-                running.exception()  # else asyncio complains that nobody retrieved it
 
 
 @worker.solved_by

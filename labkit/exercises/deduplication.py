@@ -11,6 +11,7 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import comes_true, fresh_stream, wants_function
+from labkit.waiting import end_tasks
 
 
 @exercise(
@@ -408,9 +409,7 @@ async def _ended(coroutine, within):
         await asyncio.wait([call], timeout=within)
         yield call
     finally:
-        while not call.done():  # asyncio.wait_for (Python 3.11) loses some cancellations
-            call.cancel()
-            await asyncio.wait([call], timeout=0.1)
+        await end_tasks(call)
 
 
 class _RivalWire(_Wire):

@@ -10,7 +10,8 @@ from nats.js.errors import NotFoundError, ServiceUnavailableError
 
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
-from labkit.exercises.helpers import comes_true, fetch, queue, wants_function
+from labkit.exercises.helpers import comes_true, fetch, queue, tasks_since, wants_function
+from labkit.waiting import end_tasks
 
 WORK = 0.3  # seconds of work on each message of a batch
 ROOM = 0.3  # seconds that ack wait leaves to the work on a batch, and to the time a dead worker has
@@ -225,7 +226,7 @@ async def keep_it(lab, answer):
             before = (await sub.consumer_info()).config
             await _keeps_until_work_has_ended(sub, answer, answers, others, before)
             await _left_the_settings(sub, before)
-            ended = await comes_true(lambda: not _tasks_of_the_answer(others), 1)
+            ended = await comes_true(lambda: not tasks_since(others), 1)
             saw = "1 s after the ack a task that keep began was still running"
             want(ended, saw, "the heartbeat ends with the work")
             for number in (b"3", b"4"):
@@ -233,7 +234,7 @@ async def keep_it(lab, answer):
             await _lets_go(sub, answer, answers, before)
             await _left_the_settings(sub, before)
         finally:
-            _end_tasks_of_the_answer(others)
+            await end_tasks(*tasks_since(others))
             await delete(lab.js, "EX_KEEP")
 
 
@@ -292,10 +293,10 @@ async def _keeps_until_work_has_ended(sub, answer, answers, others, before):
     start = time.monotonic()
     keeping = [asyncio.create_task(answer(msg, work)) for msg in msgs]
     await asyncio.sleep(0)
-    tasks = _tasks_of_the_answer(others)  # among them a heartbeat that dies
+    tasks = tasks_since(others)  # among them a heartbeat that dies
     try:
         while not all(task.done() for task in keeping):
-            tasks |= _tasks_of_the_answer(others)
+            tasks |= tasks_since(others)
             await _left_the_settings(sub, before)
             for copy in await _copies(sub, before):
                 saw = (
@@ -317,9 +318,7 @@ async def _keeps_until_work_has_ended(sub, answer, answers, others, before):
             saw = f"When work had ended, keep answered with {_words(said)}"
             want([kind for kind, _ in said] == ["ack"], saw, "an ack")
     finally:
-        for task in keeping:
-            task.cancel()
-        await asyncio.gather(*keeping, return_exceptions=True)
+        await end_tasks(*keeping)
 
 
 def _deaths(tasks):
@@ -398,23 +397,6 @@ async def _lets_go(sub, answer, answers, before):
         beats = await answers.to(msg, ["+WPI"])
         saw += f" 2 s later the message was not back; there were {len(beats)} heartbeats for it"
         want(False, saw, "they end with the work, and ack wait (1 s) brings it back")
-
-
-def _tasks_of_the_answer(others):
-    """The tasks that the answer has begun and that still run: not these others, nor those that
-    libraries began meanwhile."""
-    mine = set()
-    for task in asyncio.all_tasks() - others - {asyncio.current_task()}:
-        code = getattr(task.get_coro(), "cr_code", None)
-        libraries = ("site-packages", "labkit", "asyncio")
-        if code and not any(part in code.co_filename for part in libraries):
-            mine.add(task)
-    return mine
-
-
-def _end_tasks_of_the_answer(others):
-    for task in _tasks_of_the_answer(others):
-        task.cancel()
 
 
 @exercise(

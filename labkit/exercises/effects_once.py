@@ -34,21 +34,6 @@ ORDERS = 200
 DELETED = (203, 204, 205, 206, 207)  # from the stream, near its start
 LOST = (3, 7, 8, 21, 150)
 TWICE = (5, 77)
-# Around the learner's worker. What it has sent before it fails arrives, as in a program that drains
-# its connection at the end.
-WRAPPED = """
-import runpy
-from pathlib import Path
-
-answer = runpy.run_path(str(Path(__file__).with_name({name!r})))["work"]
-
-async def work(nc, js, point, **options):
-    try:
-        await answer(nc, js, point, **options)
-    finally:
-        await nc.flush()
-"""
-CHECKED = "checked.py"
 SLOW = {"charging": "charges", "marking": "done"}  # order -> table that takes long to write it
 
 
@@ -241,7 +226,7 @@ class _Shop:
         self.stream = f"EX_SAFE_{self.tag}"
         self.db = str(lab.scratch / f"safe-{self.tag}.db")
         self.workers = []
-        workers.write(lab.topic, CHECKED, WRAPPED.format(name=answer))
+        self.answer = answer
         self.config = {}  # of the consumer, before any worker
         self.amounts = {}  # order -> its amount
         self.published = 0  # messages
@@ -266,7 +251,6 @@ class _Shop:
             worker.kill()
             with contextlib.suppress(LabError):
                 await worker.ended()
-        (workers.folder(self.lab.topic) / CHECKED).unlink()
         await delete(self.lab.js, self.stream)
 
     def books(self, timeout=5):
@@ -340,7 +324,7 @@ class _Shop:
         """Starts one more worker (Worker). kill: `kill_at` of Lab.worker."""
         name = f"{self.tag}-{len(self.workers) + 1}"
         options = {"stream": self.stream, "db": self.db}
-        worker = await self.lab.worker(CHECKED, name, **kill, **options)
+        worker = await self.lab.worker(self.answer, name, **kill, **options)
         self.workers.append(worker)
         return worker
 

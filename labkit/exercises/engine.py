@@ -30,6 +30,7 @@ from collections.abc import Sequence
 
 from labkit.errors import where
 from labkit.processes import workers
+from labkit.waiting import end_tasks
 
 LIMIT = 10  # seconds that a check may take; an answer that never returns must not hang the notebook
 NOT_ATTEMPTED = (
@@ -132,7 +133,7 @@ class Exercise(Helped):
             if not check.done():
                 return f"It did not end within {self.limit} s."
         finally:
-            await _cancel(check)
+            await end_tasks(check)  # an answer may swallow a cancel, but not hold up the notebook
         try:
             return check.result()  # None
         except NotYet as observed:
@@ -160,16 +161,6 @@ class Exercise(Helped):
     def _report(self, event):
         if self.report:
             self.report(self.name, event)
-
-
-async def _cancel(task):
-    """Ends a task, if it can be ended: an answer may swallow a cancel, but not hold up the
-    notebook."""
-    for _ in range(5):
-        if task.done():
-            return
-        task.cancel()
-        await asyncio.wait([task], timeout=0.5)
 
 
 def exercise(hints, limit=LIMIT, file=None, variable=None):

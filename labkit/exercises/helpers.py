@@ -4,7 +4,7 @@ import asyncio
 import inspect
 
 from labkit.cluster.streams import delete
-from labkit.errors import LabError
+from labkit.errors import LabError, is_library
 from labkit.exercises.engine import want
 from labkit.waiting import until
 
@@ -68,3 +68,20 @@ async def comes_true(condition, timeout):
         return True
     except LabError:
         return False
+
+
+def tasks_since(others, folder=None):
+    """The tasks that run the code of an answer, and that still run (set).
+
+    others: tasks that are not looked at (set): those that ran before. folder: of a library whose
+    tasks count too (text), such as nats-py's."""
+
+    def counts(task):
+        code = getattr(task.get_coro(), "cr_code", None)
+        if not code:
+            return False
+        return not is_library(code.co_filename) or (folder and code.co_filename.startswith(folder))
+
+    return {
+        task for task in asyncio.all_tasks() - others - {asyncio.current_task()} if counts(task)
+    }

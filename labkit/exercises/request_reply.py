@@ -11,6 +11,7 @@ from nats.errors import NoRespondersError
 
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import wants_function
+from labkit.waiting import end_tasks
 
 PRICES = {"tea": 3, "coffee": 4}
 REQUESTS = [  # (what the check sends, the price that it wants; None: an error)
@@ -261,8 +262,7 @@ async def _call(answer, caller, subject, deadline):
         failed = call.exception() is not None
         said = call.exception() if failed else call.result()
     else:
-        call.cancel()
-        await asyncio.wait([call], timeout=1)  # an answer may swallow it
+        await end_tasks(call)
     in_all = caller.stats["out_msgs"]
     return _Call(said, failed, took, in_all - sent, in_all, subs, not ended)
 
@@ -300,6 +300,4 @@ async def _service(client, appears_after=0, needs=0):
             await tasks[0]
         yield service
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)

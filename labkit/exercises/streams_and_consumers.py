@@ -16,7 +16,7 @@ from labkit.cluster.streams import delete
 from labkit.errors import LabError
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import fresh_stream, wants_function
-from labkit.waiting import until
+from labkit.waiting import end_tasks, until
 
 CITIES = ["accra", "berlin", "cairo", "delhi", "lima", "oslo", "paris", "quito", "rome", "tokyo"]
 JOBS = 5
@@ -249,8 +249,7 @@ async def _run(answer, sub, jobs):
 
 async def _cancel(running, stop):
     """Ends the task; one that swallows its cancellation is asked to stop."""
-    running.cancel()
-    await asyncio.wait([running], timeout=0.5)
+    await end_tasks(running)
     if not running.done():
         stop.set()
         await asyncio.wait([running], timeout=0.5)

@@ -9,6 +9,7 @@ import time
 from labkit.cluster.streams import delete
 from labkit.exercises import NotYet, exercise, want
 from labkit.exercises.helpers import comes_true, fetch, queue, wants_function
+from labkit.waiting import end_tasks
 
 CASES = [  # (settings of the consumer, workers, seconds of work on a message, the right batch)
     ({"max_ack_pending": 32, "ack_wait": 30}, 3, 0.01, 10),
@@ -108,8 +109,7 @@ async def _work_off(held, seconds, idle, start, case):
                 is_first = msg.metadata.num_delivered == 1
                 want(is_first, saw, "a batch that is done within half of ack wait")
     finally:
-        working.cancel()
-        await asyncio.wait([working])
+        await end_tasks(working)
 
 
 @exercise(
