@@ -17,7 +17,7 @@ import pytest
 from conftest import written
 from labkit import LabError
 from labkit.cluster import lifecycle, nodes
-from labkit.system import ports
+from labkit.system import launching, ports
 
 START = """
 import asyncio
@@ -68,6 +68,18 @@ async def test_a_node_that_was_killed_is_started_again_and_the_others_stay(own):
     psutil.Process(first.nodes[1].pid).kill()
     again = await lifecycle.find_or_start()
     assert [a.pid == b.pid for a, b in zip(first.nodes, again.nodes)] == [True, False, True]
+
+
+async def test_a_node_that_is_not_wholly_gone_yet_gets_its_port_back(own):
+    """The last thread of a killed process keeps the port a moment longer than it is seen."""
+    first = await lifecycle.find_or_start()
+    launching.end_processes([first.nodes[1].process()])
+    with socket.create_server(("127.0.0.1", first.nodes[1].port)) as last_thread:
+        starting = asyncio.create_task(lifecycle.find_or_start())
+        await asyncio.sleep(0.5)
+        last_thread.close()
+        again = await starting
+    assert again.nodes[1].process()
 
 
 async def test_nodes_of_a_lost_state_file_are_found_by_their_store_and_ended(own):

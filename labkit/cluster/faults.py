@@ -124,15 +124,16 @@ class Faults:
         if self._has_containers:
             await asyncio.to_thread(containers.start, name)
         else:
-            self._start_process(node)
+            await self._start_process(node)
         await until(node.ask, timeout, f"{name} to answer on its monitoring port {node.monitor}")
         await until(lambda: ports.listens(node.port), timeout, f"{name} to accept clients")
         answer = await node.ask(timeout=5) or {}
         node.server_id = answer.get("server_id", "")
 
-    def _start_process(self, node):
+    async def _start_process(self, node):
         process = node.process()
         if not process:
+            await node.ports_are_let_go()
             self.lab.cluster.spawn(node)
         elif process.status() == psutil.STATUS_STOPPED:
             raise LabError(
@@ -257,6 +258,7 @@ class Faults:
             return
         process = node.process()
         if not process:
+            await node.ports_are_let_go()
             self.lab.cluster.spawn(node)
         elif process.status() == psutil.STATUS_STOPPED:
             process.resume()

@@ -305,8 +305,9 @@ async def _start_embedded(say):
     members = written_down()
     well = await asyncio.gather(*map(is_well, members))
     refuse_second_port()
+    dead = [node for node, is_up in zip(members, well) if not is_up]
     if any(well):
-        missing = [node for node, is_up in zip(members, well) if not is_up]
+        missing = dead
         say(f"starting {', '.join(node.name for node in missing)} again")
         launching.end_processes([node.process() for node in missing])
     else:
@@ -318,6 +319,7 @@ async def _start_embedded(say):
         members = nodes.new_nodes(nodes.first_port(), run)
         missing = members
         say("starting three nodes")
+    await asyncio.gather(*(node.ports_are_let_go() for node in dead))
     refuse_taken_ports(missing)
     try:
         # All at once: if they start 0.3 s apart, the first vote fails and the next takes 4 to 9 s.

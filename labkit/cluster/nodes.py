@@ -1,6 +1,7 @@
 """One node of the cluster as a process of this machine: its ports, its data, its start, its end."""
 
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ from labkit.errors import LabError
 from labkit.paths import make_folder
 from labkit.system.launching import end_processes, environment_of, launch
 from labkit.system.ports import is_free
+from labkit.waiting import until
 
 CONFIG = Path(__file__).with_name("nats.conf")
 # Asks loopback directly, also where the environment names a company's HTTP proxy.
@@ -147,6 +149,15 @@ class Node:
                 return None
 
         return await asyncio.to_thread(get)
+
+    async def ports_are_let_go(self, timeout=3):
+        """Waits until nobody has the ports of this node, whose process has ended: one that was
+        killed is seen no more while its threads end, and keeps its ports until the last has ended.
+
+        timeout: seconds. Then it returns all the same: the start tells who has a port."""
+        wanted = self.port, self.monitor, self.route
+        with contextlib.suppress(LabError):
+            await until(lambda: all(map(is_free, wanted)), timeout)
 
     def end(self):
         """Kills the process (SIGKILL), if there is one, and waits until it is gone."""
