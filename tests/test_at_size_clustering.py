@@ -9,6 +9,7 @@ import pytest
 
 from labkit.cluster import raft
 from labkit.cluster.standalone import start_server
+from labkit.exercises import clustering
 
 pytestmark = pytest.mark.soak
 
@@ -189,3 +190,19 @@ async def test_a_refused_password_is_tried_again_with_the_usual_pause(lab):
         await asyncio.wait_for(connecting, 3.2)
     rounds = [at for at, before in zip(refused, [0, *refused]) if at - before > 0.4]
     assert 5 <= len(rounds) <= 7
+
+
+async def test_a_kill_of_a_node_that_did_not_lead_proves_nothing(lab, monkeypatch):
+    """As when another node is elected while the exercise looks for the leader."""
+    wait_for_leader = lab.wait_for_leader
+
+    async def a_follower(stream=None, **options):
+        leader = await wait_for_leader(stream, **options)
+        return [name for name in ("n1", "n2", "n3") if name != leader][-1]  # the first is its node
+
+    async def publish_all(js, subject, orders):
+        for order, body in orders.items():
+            await js.publish(subject, body, timeout=90, headers={"Nats-Msg-Id": order})
+
+    monkeypatch.setattr(lab, "wait_for_leader", a_follower)
+    assert not await clustering._survives(lab, publish_all, 15000)
