@@ -16,7 +16,7 @@ from nats.js.errors import NotFoundError, ServerError, ServiceUnavailableError
 from labkit.cluster.streams import delete
 from labkit.errors import LabError
 from labkit.exercises import exercise, want
-from labkit.exercises.helpers import fresh_stream, wants_function
+from labkit.exercises.helpers import client_beside, fresh_stream, wants_function
 from labkit.processes import workers
 
 FATES = {  # order -> what becomes of it
@@ -387,7 +387,8 @@ async def audits(lab, answer):
         await _publish_orders(lab.js, tag)
         _write_charges(db, tag)
         before, books = (await lab.js.stream_info("EX_AUDIT")).state, _content(db)
-        found = await answer(lab.js, "EX_AUDIT", db)
+        async with await client_beside(lab, "EX_AUDIT") as client:
+            found = await answer(client.jetstream(), "EX_AUDIT", db)
         after = (await lab.js.stream_info("EX_AUDIT")).state
         consumers = await lab.js.consumers_info("EX_AUDIT")
     finally:

@@ -38,6 +38,14 @@ async def fresh_stream(lab, name, **config):
     await lab.settled(name)
 
 
+async def client_beside(lab, stream):
+    """A client on the node that leads this stream, which has one replica. A consumer that an answer
+    makes on it answers at once; asked from another node, a new one may say 503 for a moment, or
+    give none of the messages that it has (see cluster/readiness.py)."""
+    node = None if lab.attached else await lab.wait_for_leader(stream)
+    return await lab.connect(node=node, name="exercise")
+
+
 async def queue(lab, name, bodies, workers=1, stream=None, **consumer):
     """A stream made anew, a message in it for each of these bodies (bytes), and the durable
     consumer `worker` with these settings. stream: settings of the stream. Returns the
