@@ -144,7 +144,7 @@ async def test_a_fetch_holds_a_message_no_longer_than_its_timeout(calm):
     subs = {}
     for name in (f"H{number}" for number in range(20)):
         await calm.js.add_stream(name=name, subjects=[name], storage="memory")
-        subs[name] = await calm.js.pull_subscribe(name, "reader")
+        subs[name] = await calm.js.pull_subscribe(name, "reader", stream=name)
         await calm.settled(name)
     readers = [asyncio.create_task(read_and_write(*each)) for each in subs.items()]
     await asyncio.sleep(8)
@@ -155,7 +155,7 @@ async def test_a_fetch_holds_a_message_no_longer_than_its_timeout(calm):
 
 async def test_a_bare_request_for_ten_stays_open_after_three(calm):
     await calm.js.add_stream(name="JOBS", subjects=["jobs"])
-    await calm.js.pull_subscribe("jobs", "worker")
+    await calm.js.pull_subscribe("jobs", "worker", stream="JOBS")
     await calm.settled("JOBS")
     for _ in range(3):
         await calm.js.publish("jobs")
@@ -239,7 +239,7 @@ async def test_an_update_that_would_reset_what_may_not_change_is_refused(calm, s
 
 async def test_fetch_on_a_deleted_consumer_raises(calm):
     await calm.js.add_stream(name="JOBS", subjects=["jobs"])
-    sub = await calm.js.pull_subscribe("jobs", "worker")
+    sub = await calm.js.pull_subscribe("jobs", "worker", stream="JOBS")
     await calm.settled("JOBS")
     fetching = asyncio.create_task(sub.fetch(10, timeout=5))
 
