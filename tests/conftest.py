@@ -58,6 +58,7 @@ RUN_IF = {  # marker -> (environment variable that switches it on, what the test
     "network": ("LABKIT_TEST_NETWORK", "a package index"),
     "house": ("LABKIT_TEST_HOUSE", "requirements-dev.txt"),
     "soak": ("LABKIT_TEST_SOAK", "a quarter of an hour"),
+    "answers": ("LABKIT_TEST_ANSWERS", "ten minutes, for who changes what an exercise checks"),
     "prometheus": (
         "LABKIT_TEST_PROMETHEUS",
         "the program prometheus (Debian's package of that name)",

@@ -61,7 +61,7 @@ PRIVATE = {
 }
 
 
-FEW = 2  # answers of a kind to an exercise that every run tries; the soak tries the others too
+FEW = 2  # answers of a kind to an exercise that every run tries; all: LABKIT_TEST_ANSWERS=1
 
 
 def cases(right):
@@ -71,10 +71,12 @@ def cases(right):
     found = []
     for answer in mine:
         seen[answer.topic, answer.exercise] += 1
-        # Those on a private cluster take minutes of elections together.
-        rare = answer.topic in PRIVATE or seen[answer.topic, answer.exercise] > FEW
+        marks = ()
+        if seen[answer.topic, answer.exercise] > FEW:
+            marks = pytest.mark.answers
+        elif answer.topic in PRIVATE:  # they take minutes of elections together
+            marks = pytest.mark.soak
         name = f"{answer.topic}-{answer.exercise}-{answer.name}"
-        marks = pytest.mark.soak if rare else ()
         found.append(pytest.param(answer.topic, answer, id=name, marks=marks))
     return found
 
