@@ -398,7 +398,7 @@ def server(tmp_path):
             port = free_base()
             drawn.append(port)
         folder = tmp_path / f"server-{port}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # it may be started a second time
         (folder / "server.conf").write_text(f"listen: 127.0.0.1:{port}\n{config}", encoding="utf-8")
         started.append(
             subprocess.Popen(

@@ -31,6 +31,8 @@ BARE = {  # programs of their own: what they may import beside the standard libr
     "system/reaper.py": {"psutil"},
     "cluster/partition.py": set(),
     "processes/worker_main.py": {"nats", "psutil"},
+    "wire/protocol.py": set(),
+    "wire/proxy.py": {"protocol"},
 }
 SOURCES = {path.relative_to(FOLDER).as_posix(): path for path in FOLDER.rglob("*.py")}
 
