@@ -13,6 +13,7 @@ import pytest
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
+from conftest import barrier
 from labkit import LabError
 from labkit.processes import workers
 from test_survivors import start
@@ -230,7 +231,7 @@ async def test_a_member_of_a_group_is_drawn_without_asking_who_is_busy(calm):
             await asyncio.sleep(pause)
 
         await client.subscribe("jobs", queue="crew", cb=on_job)
-        await client.flush()
+        await barrier(client)
 
     await member("slow", 0.005)
     await member("quick", 0)

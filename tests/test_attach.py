@@ -14,6 +14,7 @@ import nkeys
 import pytest
 from nats.nuid import NUID
 
+from conftest import barrier
 from labkit import Lab, LabError, Recorder, clinic, paths
 from labkit.cluster import lifecycle, nodes
 from labkit.lesson import cleanup
@@ -447,7 +448,7 @@ async def test_of_a_stream_that_is_gone_the_advisories_come_in_any_order(url, or
 
     listener = await lab.connect(name="other listener")
     await listener.subscribe(cleanup.API_ADVISORIES, cb=keep)
-    await listener.flush()
+    await barrier(listener)
     await lab.js.add_stream(name=name, subjects=["gone"])
     await lab.js.delete_stream(name)
     await lab.until(lambda: len(heard) == 2 and name in lab._cleanup.deletions)

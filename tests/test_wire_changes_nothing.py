@@ -30,6 +30,7 @@ from nats.aio.client import Client, RawCredentials
 from nats.js.api import ConsumerConfig
 from nats.js.errors import NoKeysError
 
+from conftest import barrier
 from labkit.cluster.connection import close_client
 from labkit.cluster.readiness import UNANSWERED, settled
 from labkit.waiting import until
@@ -256,7 +257,7 @@ async def collected(client, subject, **options):
         got.append(message.data)
 
     await client.subscribe(subject, cb=take, **options)
-    await client.flush()
+    await barrier(client)
     return got
 
 
@@ -373,7 +374,7 @@ LABELS = {"Kind": "a letter", "Place": "Köln"}
 async def each_message_arrives_as_it_was(connect):
     reader = await connect()
     sub = await reader.subscribe("letters.*")
-    await reader.flush()
+    await barrier(reader)
     writer = await connect()
     for i, data in enumerate(LETTERS):
         labels = LABELS if i % 2 else None
@@ -394,7 +395,7 @@ async def a_client_is_too_slow_for_its_subscription(connect):
 
     sub = await client.subscribe("flood", cb=handle, pending_msgs_limit=10)
     publisher = await connect()
-    await client.flush()
+    await barrier(client)
     first, *others = numbered(100)
     await publisher.publish("flood", first)
     await until(lambda: handled, 5)  # from here on, it holds one, and ten wait
@@ -416,7 +417,7 @@ async def a_drain_handles_what_has_come(connect):
         handled.append(message.data)
 
     sub = await client.subscribe("work", cb=handle)
-    await client.flush()
+    await barrier(client)
     await publish_all(await connect(), "work", numbered(200))
     await until(lambda: sub.delivered == 200, 10)
     draining = asyncio.ensure_future(client.drain())
@@ -595,7 +596,7 @@ async def a_push_consumer_with_flow_control_and_heartbeats(connect):
             told.add(message.headers["Description"])
 
     await spy.subscribe("work", cb=overhear)
-    await spy.flush()
+    await barrier(spy)
     await js.subscribe(
         "orders.*",
         cb=take,

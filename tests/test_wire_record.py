@@ -15,6 +15,7 @@ import nats
 import psutil
 import pytest
 
+from conftest import barrier
 from labkit import LabError
 from labkit.cluster import lifecycle
 from labkit.system.ports import is_free
@@ -92,7 +93,7 @@ def kinds(wire, *keys, **fields):
 async def test_core_nats(wire, client):
     one, two = await client("A"), await client("B")
     await two.subscribe("a.*", queue="workers")
-    await two.flush()
+    await barrier(two)
     await one.publish("a.b", b"hello", headers={"x": "y"})
     await until(lambda: wire.count("delivered"))
     connected = wire.all("connected")
@@ -120,7 +121,7 @@ async def test_requests(wire, client):
         await msg.respond(b"pong")
 
     await two.subscribe("svc", cb=answer)
-    await two.flush()
+    await barrier(two)
     assert (await one.request("svc", b"ping")).data == b"pong"
     with pytest.raises(nats.errors.NoRespondersError):
         await one.request("nobody", b"ping")
@@ -399,7 +400,7 @@ async def test_a_client_that_reads_nothing_stops_neither_the_wire_nor_its_reader
     """Nobody reads while this test asks: the kernel is busy, and its client is the slow one."""
     one, two = await client("A"), await client("B")
     await two.subscribe("a")
-    await two.flush()
+    await barrier(two)
     for _ in range(300):
         await one.publish("a", b"x" * 100_000)
     await one.flush()
