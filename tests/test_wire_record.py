@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import nats
 import psutil
@@ -69,6 +70,13 @@ async def delete_streams(cluster):
     direct = await nats.connect(**cluster.login("checks"))
     await delete_all(direct, await stream_names(direct))
     await direct.close()
+    # Until the files are gone, a node may refuse the next stream (10049).
+    await until(lambda: not any(files(node) for node in cluster.nodes))
+
+
+def files(node):
+    """What this node keeps of the account's streams (list of paths)."""
+    return list(Path(node.store).glob("jetstream/CHECKS/streams/*"))
 
 
 async def orders(js, **config):
@@ -320,7 +328,8 @@ async def test_a_dead_server_refuses_and_one_that_is_back_does_not(server):
     wire = Wire({"n1": ("127.0.0.1", port)})
     one = await nats.connect(wire.url("n1"), allow_reconnect=False)
     process.kill()
-    await until(lambda: one.is_closed)
+    await until(lambda: one.is_closed and is_free(port))
+    wire.look()  # else it may take some milliseconds
     await refused(wire.url("n1"))
     server(port=port)
     await until(lambda: not is_free(port))
