@@ -148,43 +148,6 @@ async def test_requests(wire, client):
     assert wire.last("no responders")["of"] == wire.last("requested", subject="nobody")["number"]
 
 
-async def test_a_stream_and_all_answers_to_it(wire, js):
-    sub = await orders(js, ack_wait=0.5)
-    wire.clear()
-    for number in range(6):
-        await js.publish("orders.new", b"%d" % number, headers={"Nats-Msg-Id": f"{number}"})
-    await js.publish("orders.new", b"5", headers={"Nats-Msg-Id": "5"})
-    with pytest.raises(nats.js.errors.APIError):
-        await js.publish("orders.new", headers={"Nats-Expected-Last-Sequence": "77"})
-    assert [event["seq"] for event in wire.all("stored")] == [1, 2, 3, 4, 5, 6]
-    assert [event["seq"] for event in wire.all("duplicate")] == [6]
-    assert wire.last("refused")["text"] == "wrong last sequence: 6"
-    msgs = await sub.fetch(6)
-    await msgs[0].ack()
-    await msgs[1].ack_sync()
-    await msgs[2].nak(delay=0.1)
-    await msgs[3].in_progress()
-    await msgs[3].term()
-    await msgs[4]._client.publish(msgs[4].reply, b"+NXT")
-    again = []
-    while len(again) < 2:
-        again += await sub.fetch(2, timeout=5)
-    for msg in again:
-        await msg.ack_sync()
-    answers = {
-        event["seq"]: event["kind"]
-        for event in wire.all()
-        if event["kind"] in ("acked", "nak", "term", "in progress") and event["delivered"] == 1
-    }
-    assert answers == {1: "acked", 2: "acked", 3: "nak", 4: "term", 5: "acked"}
-    assert wire.last("acked", seq=2)["confirmed"] and wire.last("acked", seq=5)["pulls"]
-    assert wire.last("nak")["delay"] == 0.1
-    assert [event["seq"] for event in wire.all("expired")] == [6]
-    assert sorted(event["seq"] for event in wire.all("redelivered")) == [3, 6]
-    first = wire.all("published", payload="5")[0]
-    assert wire.last("redelivered", seq=6)["of"] == first["number"]
-
-
 async def test_without_acks_nothing_expires(wire, client, js):
     await orders(js)
     sub = await js.subscribe("orders.new", config=nats.js.api.ConsumerConfig(ack_policy="none"))
