@@ -493,3 +493,16 @@ def test_lame_duck_and_unread(script):
         ("lame duck", "A", None),
         ("unread", "A", "no operation of NATS: b'GET'"),
     ]
+
+
+def test_the_oldest_events_are_given_up_when_there_are_too_many_or_their_messages_are_too_large():
+    script = Script()
+    for number in range(10):
+        script.reading.note(number, "published", payload="x" * 94, headers={"A": "12345"})
+    assert script.reading.forget(most=10, most_bytes=1000) == 0
+    assert script.reading.forget(most=9, most_bytes=1000) == 1
+    assert script.reading.forget(most=9, most_bytes=500) == 4
+    assert [event["number"] for event in script.reading.events] == [6, 7, 8, 9, 10]
+    script.reading.clear()
+    script.reading.note(11, "published", payload="x" * 500)
+    assert script.reading.forget(most=9, most_bytes=500) == 0

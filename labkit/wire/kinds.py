@@ -147,6 +147,7 @@ class Reading:
         self._start = start
         self._node_at = node_at
         self.count = 0  # of events since the beginning
+        self._bytes = 0  # of payloads and headers in the events
         self._connections = {}  # number of the link -> Connection
         self._seen = set()  # (server id, client id) of all connections so far
         self._requests = Recent()  # reply subject -> event that waits for answers there
@@ -180,12 +181,25 @@ class Reading:
             event["client"] = connection.name
         event.update(fields)
         self.events.append(event)
+        self._bytes += _weight(event)
         return event
 
     def clear(self):
         """Forgets the events; what it knows of connections and open messages stays."""
         self.events.clear()
+        self._bytes = 0
         self._unseen.clear()
+
+    def forget(self, most, most_bytes):
+        """Gives up the oldest events, until there are no more than `most`, with no more than so
+        many bytes of payloads and headers. Returns how many went."""
+        count = max(0, len(self.events) - most)
+        self._bytes -= sum(map(_weight, self.events[:count]))
+        while self._bytes > most_bytes:
+            self._bytes -= _weight(self.events[count])
+            count += 1
+        del self.events[:count]
+        return count
 
     def restart(self, at):
         """The proxy was started again: its connections are gone."""
@@ -550,6 +564,12 @@ class Reading:
         "MSG": _sent_by_server,
         "HMSG": _sent_by_server,
     }
+
+
+def _weight(event):
+    """Bytes of payload and headers in this event: all that may be long."""
+    headers = event.get("headers", {})
+    return len(event.get("payload", "")) + sum(map(len, (*headers, *headers.values())))
 
 
 def _life(ack):

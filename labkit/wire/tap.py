@@ -22,7 +22,7 @@ from labkit.wire.protocol import KEPT
 
 PROXY = Path(__file__).with_name("proxy.py")
 MOST = 200_000  # events
-MOST_BYTES = 64 << 20  # of what the proxy holds until it is asked
+MOST_BYTES = 64 << 20  # of what the proxy holds until it is asked; of payloads and headers here
 AT_ONCE = 5000  # events in an answer of the proxy: more would stop it for too long
 PATIENCE = 30  # seconds to wait for an answer of the proxy
 LOOK = 0.1  # seconds between two looks at whether the proxy lives
@@ -91,8 +91,9 @@ class Wire:
         """Starts the proxy. servers: {name: (host, port)}. others: a function that returns what is
         not on the wire: the (server id, client id) of all connections of the account now or before
         (set), and the subjects that its streams take (list); None if nobody knows. payloads: False
-        to keep neither payloads nor headers. most: how many events are kept. Raises LabError."""
-        self.forgotten = 0  # events that were given up, since there were more than `most`
+        to keep neither payloads nor headers. most: how many events are kept, with no more
+        than MOST_BYTES of payloads and headers. Raises LabError."""
+        self.forgotten = 0  # events that were given up, since there were too many
         self._others = others or (lambda: None)
         self._most = most
         self._kept = KEPT if payloads else 0
@@ -242,9 +243,7 @@ class Wire:
         self._judge()
         if self._reading.count > count:
             events.sort(key=_place)
-        too_many = max(0, len(events) - self._most)
-        del events[:too_many]
-        self.forgotten += too_many
+        self.forgotten += self._reading.forget(self._most, MOST_BYTES)
         return list(events)
 
     def _read(self):
