@@ -29,11 +29,11 @@ async def survives_lost_answer(lab, answer):
     wants_function(answer, "js, subject, body, key")
     try:
         await fresh_stream(lab, "ONCE", subjects=["once.*"])
-        async with _relayed(lab, _LossyWire(lab.nc.connected_url)) as (js, wire):
+        async with _relayed(lab, _LossyRelay(lab.nc.connected_url)) as (js, relay):
             for number, lost in enumerate(("answer", "message", "order"), 1):
-                wire.begin(lost)
-                ack = await _publish_order(answer, number, js, wire)
-                await _stored_once(number, ack, js, wire)
+                relay.begin(lost)
+                ack = await _publish_order(answer, number, js, relay)
+                await _stored_once(number, ack, js, relay)
             await _known_again(answer, js)
     finally:
         await delete(lab.js, "ONCE")
@@ -51,28 +51,28 @@ async def publish_once(js, subject, body, key):
 survives_lost_answer.solved_by(publish_once)
 
 
-async def _publish_order(answer, number, js, wire):
+async def _publish_order(answer, number, js, relay):
     """Raises NotYet unless the answer returns a PubAck."""
     try:
         ack = await answer(js, "once.paid", b"42 EUR", f"order-{number}")
     except TimeoutError:
-        attempts = _counted(len(wire.ids), "attempt")
+        attempts = _counted(len(relay.ids), "attempt")
         raise NotYet(
             f"TimeoutError came out of your function, after {attempts}; wanted: a PubAck, from"
             " another attempt."
         ) from None
-    saw = f"After {_counted(len(wire.ids), 'attempt')} your function returned {ack!r}"
+    saw = f"After {_counted(len(relay.ids), 'attempt')} your function returned {ack!r}"
     wanted = "the PubAck of an attempt that was answered"
     want(isinstance(ack, api.PubAck), saw, wanted)
     saw = f"When your function returned, no attempt for order-{number} had left on js's connection"
-    want(wire.ids, saw, "it publishes there, and waits for the answer")
+    want(relay.ids, saw, "it publishes there, and waits for the answer")
     return ack
 
 
-async def _stored_once(number, ack, js, wire):
+async def _stored_once(number, ack, js, relay):
     """Raises NotYet unless the stream has stored each of so many orders once."""
-    ids = wire.ids
-    wire.begin(None)
+    ids = relay.ids
+    relay.begin(None)
     # On the same connection: what was sent before is stored by now.
     end = await js.publish("once.end", timeout=5)
     state = (await js.stream_info("ONCE", subjects_filter="once.paid")).state
@@ -122,7 +122,7 @@ def _counted(number, noun):
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-class _Wire:
+class _Relay:
     """A TCP relay to a node, which does not touch what it carries."""
 
     def __init__(self, node):
@@ -147,7 +147,7 @@ class _Wire:
         return data
 
 
-class _LossyWire(_Wire):
+class _LossyRelay(_Relay):
     """Something goes wrong with the first attempt for each order."""
 
     def __init__(self, node):
@@ -188,13 +188,13 @@ PUBLISH = re.compile(rb"H?PUB once\.paid [^\r\n]*?(\d+)\r\n")  # its last number
 
 
 @contextlib.asynccontextmanager
-async def _relayed(lab, wire):
-    """(JetStream context of a client at the near end, the wire)."""
-    async with await asyncio.start_server(wire.link, "127.0.0.1") as server:
+async def _relayed(lab, relay):
+    """(JetStream context of a client at the near end, the relay)."""
+    async with await asyncio.start_server(relay.link, "127.0.0.1") as server:
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         client = await lab.connect(name="exercise", servers=[url])
         try:
-            yield client.jetstream(timeout=0.5), wire
+            yield client.jetstream(timeout=0.5), relay
         finally:
             await client.close()
 
@@ -300,23 +300,23 @@ async def counts_together(lab, answer):
     wants_function(answer, "js, subject, amount")
     try:
         await fresh_stream(lab, "COUNTERS", subjects=["count.*"], num_replicas=3, max_msg_size=1000)
-        async with _relayed(lab, _RivalWire(lab)) as (impatient, wire):
+        async with _relayed(lab, _RivalRelay(lab)) as (impatient, relay):
             js = impatient._nc.jetstream(timeout=2)
             adds = [answer(js, "count.visits", 1) for _ in range(10)]
             _none_refused(await asyncio.gather(*adds, return_exceptions=True))
             saw = "No write to count.visits has left on js's connection"
-            want(wire.rival, saw, "ten adds publish there")
-            wanted = 10 + wire.rival
+            want(relay.rival, saw, "ten adds publish there")
+            wanted = 10 + relay.rival
             stands_at = await _counter(lab.js)
-            more = f", and {wire.rival} that somebody else added meanwhile,"
+            more = f", and {relay.rival} that somebody else added meanwhile,"
             saw = f"After 10 adds of 1 at once{more} the counter stands at {stands_at}"
             want(stands_at == wanted, saw, f"{wanted}, nothing overwritten")
             await answer(js, "count.visits", -3)
             stands_at = await _counter(lab.js)
             saw = f"The counter stood at {wanted}, and after an add of -3 at {stands_at}"
             want(stands_at == wanted - 3, saw, wanted - 3)
-            await _adds_once(answer, impatient, lab.js, wire)
-            await _says_what_is_refused(answer, js, wire)
+            await _adds_once(answer, impatient, lab.js, relay)
+            await _says_what_is_refused(answer, js, relay)
             replicas = (await lab.js.stream_info("COUNTERS")).config.num_replicas
             want(replicas == 3, f"COUNTERS has {_counted(replicas, 'replica')} now", 3)
     finally:
@@ -365,7 +365,7 @@ async def _counter(js):
         raise NotYet("Nothing is stored on count.visits after 10 adds of 1; wanted: 10.") from None
 
 
-async def _adds_once(answer, js, teller, wire):
+async def _adds_once(answer, js, teller, relay):
     """The answer to a publish is lost: TimeoutError after 0.5 s, and the number is stored."""
     before = await _counter(teller)
     rise = 0
@@ -376,29 +376,29 @@ async def _adds_once(answer, js, teller, wire):
         return rise > 0
 
     for _ in range(3):
-        wire.begin(lost=True)
+        relay.begin(lost=True)
         async with _ended(answer(js, "count.visits", 1), within=3) as call:
-            if not wire.writes:  # its read had no answer: nothing was published that could be lost
+            if not relay.writes:  # its read had no answer: nothing was published that could be lost
                 continue
             await comes_true(has_risen, timeout=1)
             what = "An add of 1 lost the answer to its publish"
             want(rise == 1, f"{what}, and the counter rose by {rise}", "1, for it may be stored")
-            swallowed = call.done() and not call.exception() and wire.writes == 1
+            swallowed = call.done() and not call.exception() and relay.writes == 1
             want(not swallowed, f"{what}, and nothing came out of your function", "TimeoutError")
             return
 
 
-async def _says_what_is_refused(answer, js, wire):
+async def _says_what_is_refused(answer, js, relay):
     """The stream takes at most 1000 bytes: error 10054, which no further try mends."""
     wanted = "it comes out of your function at once"
     what = "The stream refused a number of 2001 digits (10054)"
-    wire.begin()
+    relay.begin()
     async with _ended(answer(js, "count.visits", 10**2000), within=2) as call:
         want(call.done(), f"{what}, and 2 s later your function had not ended", wanted)
         if not call.exception():
             raise NotYet(f"{what}, and your function returned {call.result()!r}; wanted: {wanted}.")
-        saw = f"{what}, and your function tried {wire.writes} times"
-        want(wire.writes <= 1, saw, "once: this is no lost race")
+        saw = f"{what}, and your function tried {relay.writes} times"
+        want(relay.writes <= 1, saw, "once: this is no lost race")
 
 
 @contextlib.asynccontextmanager
@@ -412,7 +412,7 @@ async def _ended(coroutine, within):
         await end_tasks(call)
 
 
-class _RivalWire(_Wire):
+class _RivalRelay(_Relay):
     """Somebody else writes on another connection, between the read and the publish of whoever works
     at the near end: three times, to the same subject and to another one."""
 
