@@ -423,6 +423,20 @@ def server(tmp_path):
         give_back(port)
 
 
+@pytest.fixture
+def attach(shared, monkeypatch):
+    """Makes this server, or these, the cluster of the lessons. settings: more variables of the
+    environment."""
+
+    def to(url, **settings):
+        monkeypatch.delenv("LABKIT_BACKEND", raising=False)
+        monkeypatch.setenv("NATS_URL", url)
+        for key, value in settings.items():
+            monkeypatch.setenv(key, value)
+
+    return to
+
+
 async def barrier(client):
     """Returns when the server has read what this client has sent so far, a subscription among it.
     The PING of a flush() may go ahead of a SUB that nats-py has not written yet: on a busy machine

@@ -18,9 +18,8 @@ async def test_a_list_leaves_out_consumers_whose_leader_is_gone(lab):
         await lab.js.add_consumer("ORDERS", durable_name=f"C{number}")
     await lab.settled("ORDERS")
     await lab.wait_for_current("ORDERS")
-    port = lab.nc.connected_url.port
-    mine = next(node.name for node in lab.cluster.nodes if node.port == port)
-    victim = next(node.name for node in lab.cluster.nodes if node.port != port)
+    mine = lab.node_of(lab.nc)
+    victim = next(node.name for node in lab.cluster.nodes if node.name != mine)
     await lab.faults.step_down(to=mine)
     await lab.faults.step_down("ORDERS", to=mine)
     await lab.faults.step_down("ORDERS", "C0", to=victim)

@@ -20,21 +20,6 @@ from labkit.cluster import lifecycle, nodes
 from labkit.lesson import cleanup
 from labkit.processes import workers
 
-
-@pytest.fixture
-def attach(shared, monkeypatch):
-    """Makes this server, or these, the cluster of the lessons. settings: more variables of the
-    environment."""
-
-    def to(url, **settings):
-        monkeypatch.delenv("LABKIT_BACKEND", raising=False)
-        monkeypatch.setenv("NATS_URL", url)
-        for key, value in settings.items():
-            monkeypatch.setenv(key, value)
-
-    return to
-
-
 JETSTREAM = 'server_name: theirs\njetstream { store_dir: "store" }\n'
 
 

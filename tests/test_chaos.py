@@ -83,6 +83,7 @@ async def connect(lab, lane, name):
     """Connects to the lane's own node, and to others if that is down."""
     first = lab.node(f"n{lane}").url
     servers = sorted(lab.cluster.servers, key=lambda url: url != first)
+    servers = lab.addresses(servers)  # on the wire
     return await lab.connect(name=name, servers=servers, **OPTIONS)
 
 
@@ -144,7 +145,8 @@ def counts(log):
 
 
 async def chaos(faults, seed, at_once):
-    """Runs it. Returns a Recorder with what happened, and the ids that are stored (list)."""
+    """Runs it. Returns a Recorder with what happened, the ids that are stored (list), and those
+    with a PubAck on the wire (set)."""
     lab = await Lab.open("checks", private=True)
     log = Recorder()
     await lab.js.add_stream(name="CHAOS", subjects=["chaos.*"], num_replicas=3)
@@ -164,6 +166,7 @@ async def chaos(faults, seed, at_once):
         await lab.until(lambda: all(task.done() for task in publishers), timeout=60)
         acked = {entry["msg"] for entry in log.all("acked")}
         await lab.until(lambda: all(acked <= processed(log, n) for n in LANES), timeout=60)
+        confirmed = confirmed_on_the_wire(lab.wire)
         stored = await everything(lab)
     finally:
         done.set()
@@ -175,7 +178,15 @@ async def chaos(faults, seed, at_once):
         await lab.close()
         if errors:  # the cause, rather than what came of it
             raise errors[0]
-    return log, stored
+    return log, stored, confirmed
+
+
+def confirmed_on_the_wire(wire):
+    """The message ids that a stream has answered with a PubAck, as the wire saw it (set)."""
+    published = {event["number"]: event for event in wire.all("published")}
+    acks = wire.all("stored") + wire.all("duplicate")
+    assert wire.forgotten == 0, "the record is whole"
+    return {published[ack["of"]]["headers"]["Nats-Msg-Id"] for ack in acks}
 
 
 def processed(log, number):
@@ -273,7 +284,7 @@ def picture(log, table, title):
 
 async def survives(faults, seed, at_once, folder):
     """The run, its report, and what must be true after it."""
-    log, stored = await chaos(faults, seed, at_once)
+    log, stored, confirmed = await chaos(faults, seed, at_once)
     acked = [entry["msg"] for entry in log.all("acked")]
     table = report(log)
     drawn = picture(
@@ -289,6 +300,7 @@ async def survives(faults, seed, at_once, folder):
     print(f"processed more than once, by consumer: {twice}")
     assert len(table) == faults * at_once
     assert sorted(stored) == sorted(acked), "what was acked is stored, each message once"
+    assert confirmed == set(acked), "and had a PubAck on the wire, and nothing else had"
     places = {entry["msg"]: entry["seq"] for entry in log.all("acked")}
     assert [places[msg] for msg in stored] == list(range(1, len(stored) + 1)), "where the ack said"
     for n in LANES:

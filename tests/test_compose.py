@@ -66,6 +66,23 @@ async def test_a_running_compose_cluster_is_used_without_being_asked_for(home, c
     await lab.close()
 
 
+async def test_clients_of_containers_are_on_the_wire_and_a_dead_one_refuses(home):
+    lab = await Lab.open("checks", private=True)
+    client = await lab.connect("n3", name="A", reconnect_time_wait=0.05)
+    await client.publish("news", b"x")
+    await client.flush()
+    assert lab.wire.last("published")["client"] == "A"
+    assert lab.wire.last("connected")["node"] == "n3"
+    await lab.faults.kill("n3")
+    with pytest.raises(LabError, match="ConnectionRefusedError"):
+        await lab.connect("n3", timeout=1)
+    await lab.until(lambda: lab.node_of(client) in ("n1", "n2"))
+    await lab.faults.start("n3")
+    assert lab.node_of(await lab.connect("n3")) == "n3"
+    lab._net.take()
+    await lab.close()
+
+
 async def test_clients_on_the_host_learn_only_addresses_that_they_can_reach(home):
     cluster = await lifecycle.find()
     client = await nats.connect(cluster.servers[0], user="checks", password="lab")

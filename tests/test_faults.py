@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from nats.aio.client import Client
 
 from labkit import Lab, LabError
 from labkit.cluster import lifecycle, nodes, raft, streams, tables
@@ -205,14 +206,14 @@ async def test_a_step_down_succeeds_also_if_the_leader_that_should_answer_stands
     before = await lab.wait_for_leader("ORDERS")
     client = await lab.connect(node=next(name for name in nodes.NAMES if name != before))
     monkeypatch.setattr(lab, "nc", client)
-    request = client.request
+    request = Client.request
 
-    async def pause_and_request(subject, *arguments, **options):
+    async def pause_and_request(self, subject, *arguments, **options):
         if not lab.faults.used:
             await lab.faults.pause(before)
-        return await request(subject, *arguments, **options)
+        return await request(self, subject, *arguments, **options)
 
-    monkeypatch.setattr(client, "request", pause_and_request)
+    monkeypatch.setattr(Client, "request", pause_and_request)
     assert await lab.faults.step_down("ORDERS") != before
     assert lab.faults.used, "the leader stood still"
 
@@ -228,21 +229,21 @@ class Answer:
 async def test_a_step_down_is_asked_for_again_if_its_first_request_fails(lab, monkeypatch, first):
     """Because the request is lost, or its answer, or because there is no leader at that moment."""
     before = await lab.wait_for_leader("ORDERS")
-    request = lab.nc.request
+    request = Client.request
     sent = []
 
-    async def fail_at_first(subject, *arguments, **options):
+    async def fail_at_first(self, subject, *arguments, **options):
         sent.append(subject)
         if len(sent) == 1 and first == "unavailable":
             return Answer(503)
         if len(sent) == 1 and first == "no request":
             raise TimeoutError
-        answer = await request(subject, *arguments, **options)
+        answer = await request(self, subject, *arguments, **options)
         if len(sent) == 1:
             raise TimeoutError
         return answer
 
-    monkeypatch.setattr(lab.nc, "request", fail_at_first)
+    monkeypatch.setattr(Client, "request", fail_at_first)
     after = await lab.faults.step_down("ORDERS")
     assert after != before and await lab.wait_for_leader("ORDERS") == after
     assert set(sent) == {"$JS.API.STREAM.LEADER.STEPDOWN.ORDERS"}
@@ -253,11 +254,11 @@ async def test_a_step_down_that_the_server_refuses_is_asked_for_once(lab, monkey
     await lab.wait_for_leader("ORDERS")
     sent = []
 
-    async def refuse(subject, *arguments, **options):
+    async def refuse(self, subject, *arguments, **options):
         sent.append(subject)
         return Answer(400)
 
-    monkeypatch.setattr(lab.nc, "request", refuse)
+    monkeypatch.setattr(Client, "request", refuse)
     with pytest.raises(LabError, match="^The server refused .*STEPDOWN.ORDERS: .*'code': 400"):
         await lab.faults.step_down("ORDERS")
     assert len(sent) == 1

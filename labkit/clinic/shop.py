@@ -399,10 +399,10 @@ class Shop(Case):
     async def victim(self):
         """A node that may be broken without breaking the rest: not the one of the notebook, nor the
         meta leader's."""
-        port = self.lab.nc.connected_url.port
+        mine = self.lab.node_of(self.lab.nc)
         leader = await self.lab.wait_for_leader()
         nodes = self.lab.cluster.nodes
-        return [node for node in nodes if node.port != port and node.name != leader][-1]
+        return [node for node in nodes if node.name not in (mine, leader)][-1]
 
     async def place(self, wanted):
         """Makes ORDERS with one replica, on a node for which wanted(name) is true. It starts with

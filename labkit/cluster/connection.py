@@ -9,15 +9,17 @@ from nats.aio.client import Client
 
 from labkit.errors import LabError
 
+OUR_NAME = "labkit"  # of the clients with which labkit asks by itself
 PATIENCE = 5  # seconds that a drain may take at the end of a lesson
 
 
-async def connect(timeout=3, error_cb=None, **options):
+async def connect(timeout=3, error_cb=None, shown=None, **options):
     """Connects as nats.connect does. Returns the client; raises LabError if it cannot be connected.
 
     timeout: seconds; None waits for ever. nats-py by itself tries for two minutes (60 times, 2 s
     apart). Once the connection is made, nats-py keeps it up as always. If the attempt fails or is
     cancelled, it leaves no task and no socket behind. error_cb, options: those of nats.connect.
+    shown: the servers as the error names them, if they are reached at other addresses (list).
     """
     client = Client()
     problems = []
@@ -46,10 +48,10 @@ async def connect(timeout=3, error_cb=None, **options):
     if not attempt.cancelled() and attempt.exception():
         problems.append(_words(attempt.exception()))
     servers = options["servers"] if isinstance(options["servers"], list) else [options["servers"]]
-    shown = " or ".join(without_secrets(server) for server in servers)
+    names = " or ".join(without_secrets(server) for server in shown or servers)
     why = "; ".join(dict.fromkeys(problems)) or f"no answer within {timeout} s"
     raise LabError(
-        f"No connection to {shown} as {options.get('user', 'anonymous')}: {why}."
+        f"No connection to {names} as {options.get('user', 'anonymous')}: {why}."
         f" {way_out(refused.is_set())}"
     )
 

@@ -6,9 +6,11 @@ on the cluster of NATS_URL.
 
 import asyncio
 import contextlib
+import functools
 import json
 import signal
 import sys
+import time
 
 import nats
 import psutil
@@ -44,6 +46,23 @@ def is_consequence(error):
     return isinstance(error, CONSEQUENCES)
 
 
+def marked(what):
+    """Makes a fault note itself in the record of the lesson's connections, at the time at which it
+    began. what: what happens to the nodes, in words."""
+
+    def decorate(fault):
+        @functools.wraps(fault)
+        async def noted(self, *names, **options):
+            begin = time.perf_counter()
+            await fault(self, *names, **options)
+            await self.lab.look_at_nodes()
+            self.lab.mark(f"{' and '.join(names)} {what}", begin)
+
+        return noted
+
+    return decorate
+
+
 class Faults:
     """`lab.faults`: kill, stop, lame_duck, pause, resume, start, isolate, rejoin, step_down, heal.
 
@@ -56,6 +75,7 @@ class Faults:
         self.lame_ducks = set()  # names of nodes in lame duck mode
         self.used = False  # True after the first fault
 
+    @marked("killed")
     async def kill(self, name):
         """SIGKILL: the node is gone at once, with everything that it had not handed to the
         operating system."""
@@ -66,6 +86,7 @@ class Faults:
             await asyncio.to_thread(node.end)
         self.lame_ducks.discard(name)
 
+    @marked("stopped")
     async def stop(self, name):
         """SIGTERM: the node hands over what it leads, and ends in good order. On Windows it is a
         kill, and that is printed."""
@@ -76,6 +97,7 @@ class Faults:
         launching.say_that_it_is_a_kill(name)
         await asyncio.to_thread(launching.end_processes, [node.process()], STOP_PATIENCE)
 
+    @marked("told to go")
     async def lame_duck(self, name):
         """SIGUSR2: the node hands over what it leads, keeps its clients for ten seconds, then sends
         them away one by one and ends. Returns when it accepts no new clients (a container: when the
@@ -94,6 +116,7 @@ class Faults:
         self._alive(node).send_signal(signal.SIGUSR2)
         await until(lambda: ports.is_free(node.port), 10, f"{name} to accept no new clients")
 
+    @marked("paused")
     async def pause(self, name):
         """SIGSTOP: the node stands still and its connections stay open (psutil's suspend on
         Windows; docker pause)."""
@@ -107,6 +130,7 @@ class Faults:
         # that one runs.
         await until(lambda: process.status() == psutil.STATUS_STOPPED, 15, f"{name} to stand still")
 
+    @marked("resumed")
     async def resume(self, name):
         """SIGCONT: the node goes on after pause()."""
         node = self._node(name)
@@ -115,6 +139,7 @@ class Faults:
         else:
             self._alive(node).resume()
 
+    @marked("started")
     async def start(self, name, timeout=30):
         """Starts a node that was killed or stopped, on the data that it left. Returns when clients
         can connect to it (its monitoring answers a moment earlier). timeout: seconds, for each of
@@ -141,6 +166,7 @@ class Faults:
                 f" await lab.faults.resume({node.name!r})"
             )
 
+    @marked("cut off")
     async def isolate(self, *names):
         """A network partition: these nodes and the others can no longer reach each other. Clients
         still reach all of them.
@@ -155,6 +181,7 @@ class Faults:
             self.isolated.add(node.name)
         await self._silence_proxies()
 
+    @marked("linked again")
     async def rejoin(self, *names):
         """Ends the partition of these nodes."""
         members = [self._node(name) for name in names]
@@ -201,7 +228,10 @@ class Faults:
 
         what = raft.name_of(stream, consumer)
         wanted = f"{to} to lead {what}" if to else f"another leader of {what}"
-        return await raft.wait(self.lab, new_leader, wanted, timeout)
+        begin = time.perf_counter()
+        leader = await raft.wait(self.lab, new_leader, wanted, timeout)
+        self.lab.mark(f"{what}: told to step down, then {leader} leads", begin)
+        return leader
 
     async def _ask_to_step_down(self, stream, consumer, to):
         """Sends one request. Returns True if the leader will step down, False if there is nobody to
@@ -224,9 +254,10 @@ class Faults:
 
     @contextlib.asynccontextmanager
     async def _client_for(self, stream):
-        """The lesson's client, or, for the meta group, one of the system account."""
+        """A client of the lesson's account, or, for the meta group, one of the system account."""
         if stream:
-            yield self.lab.nc
+            async with self.lab.beside() as client:
+                yield client
             return
         client = await connect(**self.lab.cluster.login("sys"))
         try:
@@ -248,7 +279,8 @@ class Faults:
         self.lame_ducks.clear()
         for node in self.lab.cluster.nodes:
             await self._revive(node)
-        await self.rejoin(*self.isolated)
+        if self.isolated:
+            await self.rejoin(*self.isolated)
         await raft.wait_for_whole(self.lab, timeout)
         await can_create(self.lab.cluster, timeout)
 

@@ -140,15 +140,16 @@ class Node:
         """Returns what the node tells on its monitoring port (dict), or None if it does not answer
         within `timeout` seconds. path: of the endpoint, with its query."""
 
-        def get():
-            url = f"http://127.0.0.1:{self.monitor}/{path}"
-            try:
-                with DIRECT.open(url, timeout=timeout) as answer:
-                    return json.load(answer)
-            except (OSError, ValueError):  # refused, timed out, or not an answer of NATS
-                return None
+        return await asyncio.to_thread(self.ask_now, path, timeout)
 
-        return await asyncio.to_thread(get)
+    def ask_now(self, path="varz", timeout=0.5):
+        """As ask(), where there is no event loop to go on with."""
+        url = f"http://127.0.0.1:{self.monitor}/{path}"
+        try:
+            with DIRECT.open(url, timeout=timeout) as answer:
+                return json.load(answer)
+        except (OSError, ValueError):  # refused, timed out, or not an answer of NATS
+            return None
 
     async def ports_are_let_go(self, timeout=3):
         """Waits until nobody has the ports of this node, whose process has ended: one that was

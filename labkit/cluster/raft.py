@@ -64,6 +64,12 @@ def _view(answer, account):
     }
 
 
+def subjects(answer, account):
+    """The subjects that the streams of this account take (list), as a node tells on STATE."""
+    streams = _view(answer, account)["streams"].values()
+    return [subject for stream in streams for subject in stream["config"].get("subjects") or []]
+
+
 def agreed(answers):
     """True if the nodes are linked and name the same meta leader, and that one sees two replicas,
     current and online. Only its own view counts: followers know little of each other.

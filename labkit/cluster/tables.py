@@ -6,6 +6,7 @@ import datetime
 import psutil
 
 from labkit.cluster import containers, raft
+from labkit.cluster.connection import OUR_NAME
 from labkit.errors import LabError
 
 CONNECTION_NUMBERS = ["subscriptions", "in_msgs", "out_msgs", "pending_bytes"]
@@ -210,6 +211,31 @@ async def connection_rows(cluster, account):
     ]
 
 
+def off_the_wire(cluster, account, since):
+    """What a record of connections has to know of the rest: all connections of this account that
+    have been open at any time `since` (seconds since the epoch), as a set of (server id, client
+    id), and the subjects that its streams take (list). None if a node does not answer.
+
+    Waits for the answers, so call it in a thread. labkit's own connections are left out: they
+    subscribe to nothing but answers."""
+    connections, subjects = set(), []
+    query = f"connz?acc={account.upper()}&state=all&limit=100000"
+    for node in cluster.nodes:
+        known, state = node.ask_now(query), node.ask_now(raft.STATE)
+        if not known or not state:
+            return None
+        for one in known.get("connections") or []:
+            if one.get("name") != OUR_NAME and _was_open(one, since):
+                connections.add((known["server_id"], one["cid"]))
+        subjects += raft.subjects(state, account)
+    return connections, subjects
+
+
+def _was_open(connection, since):
+    stop = connection.get("stop")
+    return not stop or _time(stop).timestamp() >= since
+
+
 def _connection(node, connection):
     row = {"node": node.name, "name": connection.get("name", "")}
     return row | {key: connection[key] for key in CONNECTION_NUMBERS}
@@ -221,5 +247,5 @@ def _word(value):
 
 
 def _time(text):
-    """Returns the time that the server wrote with up to nine digits, in whole seconds."""
-    return datetime.datetime.fromisoformat(text[:19] + "+00:00")
+    """Returns the time that the server wrote (RFC 3339, in nanoseconds) to the microsecond."""
+    return datetime.datetime.fromisoformat(text)

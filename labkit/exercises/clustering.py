@@ -150,8 +150,7 @@ async def _notices_a_hang(lab, client):
     """Lets the client's server hang. Raises NotYet unless the client leaves it soon, and is
     connected to another one."""
     port = client.connected_url.port
-    node = next(node for node in lab.cluster.nodes if node.port == port)
-    await lab.faults.pause(node.name)
+    await lab.faults.pause(lab.node_of(client))
 
     def noticed():
         return not client.is_connected or client.connected_url.port != port

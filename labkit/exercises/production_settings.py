@@ -434,7 +434,7 @@ async def _without_a_leader(lab, work):
     other."""
     await lab.faults.heal()
     await _stream(lab, "EX_LEAD", 0, num_replicas=3)
-    near = next(node.name for node in lab.cluster.nodes if node.port == lab.nc.connected_url.port)
+    near = lab.node_of(lab.nc)
     far = next(node.name for node in lab.cluster.nodes if node.name != near)
     await lab.faults.step_down(to=near)  # the meta group: only the stream and its consumer suffer
     await lab.faults.step_down("EX_LEAD", "worker", to=far)

@@ -44,6 +44,8 @@ def summary(lab, removed):
     ]
     if removed:
         parts.append(f"removed {removed} stream(s) of an earlier run")
+    if lab.attached and lab.why_no_wire:
+        parts.append(f"no record of connections: {lab.why_no_wire}")
     if not lab.attached and lab.cluster.nodes[0].port != DEFAULT_PORT:
         parts.append(f"plain scripts reach it at {lab.cluster.servers[0]}")
     return "; ".join(parts)

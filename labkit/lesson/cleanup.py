@@ -40,8 +40,9 @@ class AccountStreams:
 
     async def clean(self):
         """Deletes what an earlier run left behind. Returns the number of streams deleted."""
-        names = await stream_names(self.lab.nc)
-        await self._delete(self.lab.nc, names)
+        async with self.lab.beside() as client:
+            names = await stream_names(client)
+            await self._delete(client, names)
         return len(names)
 
     async def wipe(self):
@@ -133,7 +134,7 @@ class CreatedStreams(AccountStreams):
             self.watch(client)
         # It has a connection of its own: the learner may close, drain or overload the others.
         listener = await self.lab.connect(
-            name=f"{self.lab.topic} clean-up", error_cb=self._on_error
+            name=f"{self.lab.topic} clean-up", wire=False, error_cb=self._on_error
         )
         await listener.subscribe(API_ADVISORIES, cb=self._note_creation)
         await flush(listener)

@@ -10,11 +10,11 @@ import shutil
 import sys
 
 from labkit.cluster import faults, lifecycle, nodes, private, raft, readiness, tables
-from labkit.cluster.connection import close_client, connect
+from labkit.cluster.connection import OUR_NAME, close_client, connect
 from labkit.cockpit import panel
 from labkit.errors import ErrorNet, LabError, check_timeout, describe, explained
 from labkit.exercises.engine import book
-from labkit.lesson import banner, cells, cleanup, expectations, lock, progress
+from labkit.lesson import banner, cells, cleanup, expectations, lock, progress, wiring
 from labkit.processes import workers
 from labkit.system import interrupts
 from labkit.system.launching import new_folder
@@ -42,9 +42,11 @@ class Lab:
         self._at_end = contextlib.AsyncExitStack()  # see on_close()
         self._left = []  # what could not be removed at the end (list of texts)
         self._cockpit = None  # the one that is shown, see labkit.cockpit
+        self._wire = None  # see wire
+        self.why_no_wire = ""  # in words, where there is none
 
     @classmethod
-    async def open(cls, topic, private=False):
+    async def open(cls, topic, private=False, wire=True):
         """Opens the lab of a lesson: finds or starts the cluster, connects, removes what an earlier
         run left behind, and prints one line. Returns a Lab.
 
@@ -52,6 +54,7 @@ class Lab:
             own).
         private: three fresh nodes for this lesson alone, to break (`lab.faults`); gone with the
                  lesson. Where the lab runs in containers, those are used, and healed at the end.
+        wire: False if clients shall connect directly, as for a measurement. See Lab.wire.
         Raises LabError if the topic is unknown, the lesson is open in another kernel, or no cluster
         can be had.
         """
@@ -64,7 +67,7 @@ class Lab:
         lab = cls(topic)
         lab._lock = lock.take(topic)
         try:
-            await lab._start(private)
+            await lab._start(private, wire)
         except BaseException as error:
             await lab._end()
             if isinstance(error, OSError):  # a full disk, say
@@ -72,12 +75,16 @@ class Lab:
             raise
         return lab
 
-    async def _start(self, is_private):
+    async def _start(self, is_private, on_the_wire):
         _open[self.topic] = self
         loop = asyncio.get_running_loop()
         interrupts.wake_on_signals(loop)
         find = private.start_or_containers if is_private else lifecycle.find_or_start
         self.cluster = await find(print)
+        if on_the_wire:
+            self._wire, self.why_no_wire = await wiring.open_wire(self)
+        else:
+            self.why_no_wire = "the lesson was opened with wire=False"
         self.nc = await self.connect(name=self.topic)
         self.js = self.nc.jetstream()
         banner.refuse_other_version(self)
@@ -115,23 +122,87 @@ class Lab:
 
     # --- connections and waiting
 
-    async def connect(self, node=None, name=None, **options):
+    @property
+    def wire(self):
+        """The record of what passes between the lesson's clients, workers and programs and the
+        nodes: see labkit.wire.Wire. Raises LabError if there is none."""
+        if not self._wire:
+            raise LabError(f"There is no record of this lesson's connections: {self.why_no_wire}.")
+        return self._wire
+
+    def mark(self, text, at=None):
+        """Notes in the record, if there is one, that something happened now, or at this time of
+        time.perf_counter()."""
+        if self._wire:
+            self._wire.mark(text, at)
+
+    async def look_at_nodes(self):
+        """Makes the wire, if there is one, refuse where a node does, at once."""
+        if self._wire:
+            await asyncio.to_thread(self._wire.look)
+
+    def login(self, node=None, wire=True):
+        """Options for nats.connect that lead to the lesson's account (dict): on the wire, if there
+        is one and `wire` is true. node: name of the node that they lead to."""
+        login = self.cluster.login(self.topic)
+        if node:
+            login["servers"] = [self.node(node).url]
+        if wire:
+            login["servers"] = self.addresses(login["servers"])
+        return login
+
+    def addresses(self, servers):
+        """Addresses that lead to these servers (lists of URLs): on the wire, if there is one."""
+        if not self._wire:
+            return servers
+        return [wiring.on_the_wire(self._wire, server.strip()) for server in servers]
+
+    def node_of(self, client):
+        """The name of the node that this client is connected to, such as "n1"; None if it is not
+        connected. (The port in client.connected_url may be one of the wire.)"""
+        if not client.is_connected:
+            return None
+        port = client.connected_url.port
+        names = {node.port: node.name for node in self.cluster.nodes}
+        named = self._wire.name_at(port) if self._wire else None
+        return named or names.get(port)
+
+    @contextlib.asynccontextmanager
+    async def beside(self, node=None):
+        """A client for what labkit asks by itself: one that is not in the record, for the length of
+        the block. Without a wire it is the lesson's own. node: name of the node to ask (default:
+        that of the lesson's client, which is known to live)."""
+        if not self._wire:
+            yield self.nc
+            return
+        login = self.login(node, wire=False)
+        alive = {one.name: one.url for one in self.cluster.nodes}.get(self.node_of(self.nc))
+        login["servers"] = sorted(login["servers"], key=lambda server: server != alive)
+        client = await connect(**login, dont_randomize=True, name=OUR_NAME)
+        try:
+            yield client
+        finally:
+            await close_client(client, drain=False)
+
+    async def connect(self, node=None, name=None, wire=True, **options):
         """One more plain client on the lesson's account. `close()` closes it.
 
         node: "n1", "n2" or "n3" to connect to that node; without it, to the first that answers.
+        wire: False if it shall connect directly, as for a measurement. One with `servers` of its
+            own always does.
         options: any of nats.connect's. Without an error_cb of yours, errors are collected for
             raise_errors().
         """
         self.refuse_closed()
-        login = self.cluster.login(self.topic)
-        if node:
-            login["servers"] = [self.node(node).url]
+        login = self.login(node, wire)
         defaults = {
             "dont_randomize": True,
             "name": name or self.topic,
             "error_cb": self._net.error_cb,
             "timeout": 3 if self.attached else 10,  # the lab's own nodes are up, but may be slow
         }
+        if "servers" not in options:
+            defaults["shown"] = self.login(node, wire=False)["servers"]
         client = await connect(**{**defaults, **login, **options})
         try:
             self.refuse_closed()  # if it was closed meanwhile, nobody would close this client
@@ -227,8 +298,13 @@ class Lab:
         """Waits until the nodes of all clients of this lesson know the leaders of the stream and of
         its pull consumers. Just after their creation a node may answer 503 for some milliseconds:
         see readiness.py."""
-        for client in self.clients:
-            if client.is_connected:
+        if not self._wire:
+            for client in self.clients:
+                if client.is_connected:
+                    await readiness.settled(client, stream)
+            return
+        for node in sorted({self.node_of(client) for client in self.clients} - {None}):
+            async with self.beside(node if self.cluster.nodes else None) as client:
                 await readiness.settled(client, stream)
 
     def raise_errors(self):
@@ -270,11 +346,13 @@ class Lab:
 
     async def streams(self):
         """One row a stream of this account."""
-        return await tables.streams(self.js)
+        async with self.beside() as client:
+            return await tables.streams(client.jetstream())
 
     async def consumers(self, stream):
         """One row a consumer of the stream."""
-        return await tables.consumers(self.js, stream)
+        async with self.beside() as client:
+            return await tables.consumers(client.jetstream(), stream)
 
     async def connections(self):
         """One row a connection to this lesson's account, on any node."""
@@ -333,6 +411,8 @@ class Lab:
     async def _disconnect(self):
         drain = not self._is_private  # its nodes may be dead, and they end now
         await asyncio.gather(*(close_client(client, drain=drain) for client in self.clients))
+        if self._wire:
+            await asyncio.to_thread(self._wire.close)
         if self._is_private:
             self._left += [f"node {name}" for name in await asyncio.to_thread(self.cluster.end)]
         elif self._cleanup and not self.attached:

@@ -98,10 +98,10 @@ def program(lab, file, name=None, **environment):
 
 def _login(lab):
     """How a program connects as this lesson does: {variable: text, or None}."""
-    login = lab.cluster.login(lab.topic)
+    login = lab.login()
     servers = ",".join(login["servers"])
     if lab.attached:  # a token stands nowhere but in the URL
-        servers = os.environ["NATS_URL"]
+        servers = ",".join(lab.addresses(os.environ["NATS_URL"].split(",")))
     return {
         "NATS_URL": servers,
         "NATS_USER": login.get("user"),

@@ -26,7 +26,8 @@ LEAVING = 8  # s; then the process ends, whatever holds it up
 async def main(order):
     """Runs the worker to its end, which comes soon after that of its `work`.
 
-    order: dict with module (path), login (of nats.connect), events (subject), name, kill_at and
+    order: dict with module (path), login (of nats.connect), beside (another login, for its last
+    words: they are not the worker's own), events (subject), name, kill_at and
     pause_at ([event, count] or None) and options (keyword arguments for work).
     """
     nc = await connect(order)
@@ -122,7 +123,7 @@ def last_words(order, words):
     for example) is lost with the worker."""
 
     async def say():
-        nc = await nats.connect(name=order["name"], **order["login"])
+        nc = await nats.connect(name="labkit", **order["beside"])
         await nc.request(order["events"], json.dumps(words).encode(), timeout=10)
         await nc.close()
 

@@ -129,7 +129,8 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     _refuse_second(lab.workers, name)
     order = {
         "module": str(_module(lab.topic, module)),
-        "login": {"dont_randomize": True, **lab.cluster.login(lab.topic)},
+        "login": {"dont_randomize": True, **lab.login()},
+        "beside": lab.login(wire=False),  # for its last words
         "kill_at": _place(kill_at),
         "pause_at": _place(pause_at),
         "options": options,
@@ -304,6 +305,7 @@ class Worker:
             self._introduce(entry["pid"], entry["connection"])
             return
         self._said.append(entry)
+        self._lab.mark(f"{self.name}: {entry['event']}", entry["at"])
         if self._log is not None:
             # Both clocks count from the same moment: perf_counter is the machine's.
             event = {**entry, "at": entry["at"] - self._log.start}

@@ -1,8 +1,8 @@
 """How long things take, beside their floors, measured in one run: python
 tests/benchmarks/benchmark.py [runs] [--lessons] [--suite]
 
-Boot of the cluster, Lab.open and imports always; with --lessons the wall time of each notebook in a
-kernel of its own, with --suite that of the whole test suite.
+Boot of the cluster, Lab.open, the wire and imports always; with --lessons the wall time of each
+notebook in a kernel of its own, with --suite that of the whole test suite.
 Prints a table: median [least – most] in seconds, number of runs, and the ratio of medians to the
 floor. Slow ones get fewer runs. Nothing is asserted: machines are noisy. Works on an embedded
 cluster of its own, on other ports than the lab's.
@@ -25,6 +25,8 @@ from nbclient import NotebookClient
 from labkit import Lab, LabError, notebooks, paths
 from labkit.cluster import lifecycle, nodes, private
 from labkit.system import ports
+
+MESSAGES = 30_000
 
 
 def seconds(since):
@@ -69,20 +71,69 @@ async def one_server(runs):
 
 
 async def opens(runs):
-    """Two lists, taken by turns: nats.connect, and Lab.open on a cluster that is up."""
+    """Three lists, taken by turns, on a cluster that is up: nats.connect, Lab.open without the
+    wire, and with it."""
     cluster = await lifecycle.find_or_start()
-    plain, lab_open = [], []
+    plain, opened = [], {False: [], True: []}
     for _ in range(runs):
         start = time.perf_counter()
         client = await nats.connect(cluster.servers, user="checks", password="lab")
         plain.append(seconds(start))
         await client.close()
+        for wire, took in opened.items():
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                lab = await Lab.open("checks", wire=wire)
+                took.append(seconds(start))
+                await lab.close()
+    return plain, opened[False], opened[True]
+
+
+async def wires(runs):
+    """Two dicts, {False: directly, True: through the wire}, taken by turns: seconds of a request
+    (lists), and of MESSAGES messages of 128 bytes from one client to another (lists)."""
+    requests, streams = {False: [], True: []}, {False: [], True: []}
+    with contextlib.redirect_stdout(io.StringIO()):
+        lab = await Lab.open("checks")
+        for _ in range(runs):
+            for wire in (False, True):
+                one, two = [await lab.connect(wire=wire) for _ in range(2)]
+                requests[wire] += await many_requests(one, two)
+                streams[wire].append(await many_messages(one, two))
+                await one.close()
+                await two.close()
+                lab.wire.clear()
+        await lab.close()
+    return requests, streams
+
+
+async def many_requests(one, two):
+    await two.subscribe("bench.echo", cb=lambda msg: msg.respond(b"ok"))
+    await two.flush()
+    took = []
+    for _ in range(300):
         start = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            lab = await Lab.open("checks")
-            lab_open.append(seconds(start))
-            await lab.close()
-    return plain, lab_open
+        await one.request("bench.echo", b"x" * 20)
+        took.append(seconds(start))
+    return took[100:]
+
+
+async def many_messages(one, two):
+    arrived, whole = 0, asyncio.Event()
+
+    async def count(msg):
+        nonlocal arrived
+        arrived += 1
+        if arrived == MESSAGES:
+            whole.set()
+
+    await two.subscribe("bench.many", cb=count, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    await two.flush()
+    start = time.perf_counter()
+    for _ in range(MESSAGES):
+        await one.publish("bench.many", b"x" * 128)
+    await whole.wait()
+    return seconds(start)
 
 
 def imports(module, runs):
@@ -153,7 +204,8 @@ def main(runs, with_lessons, with_suite):
         )
         floor = asyncio.run(one_server(runs))
         ready, stream = asyncio.run(boots(runs))
-        plain, lab_open = asyncio.run(opens(runs))
+        plain, without_wire, lab_open = asyncio.run(opens(runs))
+        requests, streams = asyncio.run(wires(max(3, runs // 4)))
         lifecycle.end_embedded()
         books = lessons(max(2, runs // 10)) if with_lessons else {}
     bare, with_nats, with_lab = (
@@ -164,7 +216,16 @@ def main(runs, with_lessons, with_suite):
     row("three nodes ready", ready, floor)
     row("… and an R3 stream created", stream, floor)
     row("nats.connect", plain)
-    row("Lab.open on a running cluster", lab_open, plain)
+    row("Lab.open on a running cluster, wire=False", without_wire, plain)
+    row("… with the wire", lab_open, plain)
+    row("a request (ms)", [1000 * took for took in requests[False]])
+    row(
+        "… through the wire",
+        [1000 * took for took in requests[True]],
+        [1000 * took for took in requests[False]],
+    )
+    row(f"{MESSAGES:,} messages of 128 bytes", streams[False])
+    row("… through the wire", streams[True], streams[False])
     row("python -c 'import sys'", bare)
     row("import nats", with_nats, bare)
     row("import labkit", with_lab, bare)
