@@ -76,7 +76,9 @@ def read(parser, pieces):
     """All operations in these pieces, and all the bytes that go on."""
     operations, gone_on = [], b""
     for piece in pieces:
+        is_certain = parser.leaves_alone(piece)
         found, passed = parser.feed(piece)
+        assert passed == piece or not is_certain
         operations += found
         gone_on += passed
     return operations, gone_on
@@ -113,6 +115,13 @@ def test_nothing_waits_in_the_parser_but_the_beginning_of_an_info(data, from_ser
         _, gone_on = parser.feed(piece)
         if not b"INFO".startswith(parser._tail[:4].upper()):
             assert gone_on.endswith(piece)
+
+
+def test_messages_and_all_that_clients_send_are_left_alone():
+    server = Parser(True, new_urls=list)
+    assert server.leaves_alone(b"MSG a 1 1\r\nx\r\n") and server.leaves_alone(b"PING\r\nMSG a")
+    assert not server.leaves_alone(b"info {}\r\n") and not server.leaves_alone(b"PING\r\ni")
+    assert Parser(False).leaves_alone(b"INFO {}\r\n")
 
 
 @given(st.binary(max_size=200), st.data())

@@ -56,6 +56,15 @@ class Parser:
         # as it is kept; how many bytes are missing, with the end of the line; the last two.
         self._head, self._body, self._missing, self._end = (), b"", 0, b""
 
+    def leaves_alone(self, data):
+        """True if it is certain that feed() will hand on these bytes, the next ones, as they are:
+        no INFO that gets new addresses is in them, or begins in them."""
+        if self.error or not self._new_urls:
+            return True
+        last = data[data.rfind(b"\n") + 1 :][:4].upper()
+        begins = last and b"INFO".startswith(last)
+        return not (self._tail or begins or b"INFO" in data.upper())
+
     def feed(self, data):
         """Takes the next bytes. Returns the operations that end in them (list of Operation), and
         the bytes that go on: the same, unless there are new addresses in an INFO."""

@@ -143,6 +143,9 @@ class Link:
         if not data:
             self._end(source, sink, at)
             return 0
+        is_sent = source.parser.leaves_alone(data)
+        if is_sent:  # before it is read: that takes time
+            self._send(source, sink, data)
         was_read = not source.parser.error
         operations, gone_on = source.parser.feed(data)
         for operation in operations:
@@ -152,7 +155,8 @@ class Link:
                 self._wire.look()  # it has stopped listening
         if was_read and source.parser.error:
             self._tell(at, "unread", source.parser.error)
-        self._send(source, sink, gone_on)
+        if not is_sent:
+            self._send(source, sink, gone_on)
         return len(data)
 
     def _send(self, source, sink, data):
