@@ -40,6 +40,7 @@ async def test_the_same_bars_as_those_that_the_cells_write_down(shared):
                 rows += pairs(name, by_hand, on_the_wire)
         await run("await lab.close()")
     table = pd.DataFrame(rows, columns=["cell", "kind", "message", "apart"])
+    print(table[table["apart"].abs() > 0.02])
     print(table.groupby("cell")["apart"].describe().to_string())
     assert set(table["cell"]) == set(DRAWN)
     assert table["apart"].abs().median() < 0.02

@@ -189,12 +189,15 @@ async def test_a_table_and_marks_in_their_place(wire, client):
     await one.publish("a", b"2")
     await barrier(one)
     table = wire.table()
+    hidden = [event for event in wire.all(hidden=True) if "hidden" in event]
     assert list(table.columns)[:8] == [
         *("at", "client", "kind", "subject", "stream", "consumer", "seq", "delivered")
     ]
     rows = table[table["kind"].isin(["published", "mark"])]
     assert rows["kind"].to_list() == ["published", "mark", "published"]
-    assert rows["text"].dropna().to_list() == ["n2 is killed"]
+    assert rows["text"].to_list() == ["", "n2 is killed", ""]
+    assert list(table.index) == [event["number"] for event in wire.all()]
+    assert repr(wire) == f"<Wire to n1, n2, n3: {len(table)} events, {len(hidden)} hidden>"
     assert table["at"].is_monotonic_increasing
     assert str(table["seq"].dtype) == "Int64"
 

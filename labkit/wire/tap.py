@@ -30,8 +30,10 @@ CLOSED = "The wire is closed. Run the setup cell again."
 HIDDEN = ("api", "heartbeat", "flow control")  # kinds that are shown only when asked for
 COLUMNS = (
     *("at", "client", "kind", "subject", "stream", "consumer", "seq", "delivered", "text"),
-    *("payload", "size", "number", "of"),
+    *("payload", "size", "of"),
 )
+TEXTS = ["client", "kind", "subject", "stream", "consumer", "text", "payload"]  # "" if it has none
+NUMBERS = ["seq", "delivered", "size", "of"]  # <NA> if it has none
 
 
 class Wire:
@@ -161,13 +163,14 @@ class Wire:
         return found[-1] if found else None
 
     def table(self, hidden=False):
-        """All events as a DataFrame, one row an event. Columns: at, client, kind, subject, stream,
-        consumer, seq, delivered, text, payload, size, number, of; see Wire for what they mean."""
+        """All events as a DataFrame, one row an event, with its number as label. Columns: at,
+        client, kind, subject, stream, consumer, seq, delivered, text, payload, size, of; see Wire
+        for what they mean."""
         import pandas as pd
 
-        frame = pd.DataFrame(self.all(hidden=hidden), columns=list(COLUMNS))
-        whole = ["seq", "delivered", "size", "number", "of"]
-        return frame.astype(dict.fromkeys(whole, "Int64"))
+        frame = pd.DataFrame(self.all(hidden=hidden), columns=["number", *COLUMNS])
+        frame[TEXTS] = frame[TEXTS].astype(object).fillna("")
+        return frame.astype(dict.fromkeys(NUMBERS, "Int64")).set_index("number")
 
     def clear(self):
         """Forgets all events so far. What is under way is still understood when it arrives."""
@@ -197,7 +200,9 @@ class Wire:
             sock.close()
 
     def __repr__(self):
-        return f"<Wire to {', '.join(self._names.values())}: {len(self._reading.events)} events>"
+        hidden = sum("hidden" in event for event in self._reading.events)
+        count = len(self._reading.events) - hidden
+        return f"<Wire to {', '.join(self._names.values())}: {count} events, {hidden} hidden>"
 
     # --- the thread that talks to the proxy, see _do()
 
