@@ -212,12 +212,15 @@ def main(runs, with_lessons, with_suite):
         os.environ.update(
             LABKIT_HOME=folder, LABKIT_PORT=str(private.free_base()), LABKIT_BACKEND="embedded"
         )
-        floor = asyncio.run(one_server(runs))
-        ready, stream = asyncio.run(boots(runs))
-        plain, without_wire, lab_open = asyncio.run(opens(runs))
-        requests, streams = asyncio.run(wires(max(3, runs // 4)))
-        lifecycle.end_embedded()
-        books = lessons(max(2, runs // 10)) if with_lessons else {}
+        try:
+            floor = asyncio.run(one_server(runs))
+            ready, stream = asyncio.run(boots(runs))
+            plain, without_wire, lab_open = asyncio.run(opens(runs))
+            requests, streams = asyncio.run(wires(max(3, runs // 4)))
+            lifecycle.end_embedded()
+            books = lessons(max(2, runs // 10)) if with_lessons else {}
+        finally:
+            lifecycle.end_embedded()
     bare, with_nats, with_lab = (
         imports(module, max(3, runs // 4)) for module in ("sys", "nats", "labkit")
     )
