@@ -140,6 +140,21 @@ async def test_a_connection_that_is_made_while_the_lesson_ends_is_closed(lab, ca
     assert capsys.readouterr().out.endswith("closed: nothing left behind\n")
 
 
+async def test_a_connection_that_is_made_while_its_nodes_end_is_closed_or_refused(shared):
+    """At any moment of its making: it hears nothing of the end, which would count as an error."""
+
+    async def connect():
+        with contextlib.suppress(LabError):  # "This lab is closed."
+            return await lab.connect(name="late")
+
+    for steps in range(0, 12, 2):
+        lab = await Lab.open("checks", private=True)
+        late = [asyncio.create_task(connect()) for _ in range(5)]
+        await asyncio.sleep(0.001 * steps)
+        await lab.close()
+        assert all(one is None or one.is_closed for one in await asyncio.gather(*late))
+
+
 def runners():
     """Returns the processes of workers that this process started and that still run."""
     children = [

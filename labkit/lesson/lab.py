@@ -41,6 +41,7 @@ class Lab:
         self._closing = False
         self._at_end = contextlib.AsyncExitStack()  # see on_close()
         self._left = []  # what could not be removed at the end (list of texts)
+        self._attempts = set()  # connections that are being made (tasks)
         self._cockpit = None  # the one that is shown, see labkit.cockpit
         self._wire = None  # see wire
         self.why_no_wire = ""  # in words, where there is none
@@ -203,7 +204,7 @@ class Lab:
         }
         if "servers" not in options:
             defaults["shown"] = self.login(node, wire=False)["servers"]
-        client = await connect(**{**defaults, **login, **options})
+        client = await self._attempt(connect(**{**defaults, **login, **options}))
         try:
             self.refuse_closed()  # if it was closed meanwhile, nobody would close this client
         except LabError:
@@ -213,6 +214,21 @@ class Lab:
         if self._cleanup:
             self._cleanup.watch(client)
         return client
+
+    async def _attempt(self, connecting):
+        """Awaits this coroutine. If the lesson ends meanwhile, _end_attempts() cancels it: else the
+        client would see the end of the wire, or of the nodes, and report it as an error."""
+        attempt = asyncio.ensure_future(connecting)
+        self._attempts.add(attempt)
+        try:
+            return await attempt
+        except asyncio.CancelledError:
+            await asyncio.shield(_undo(attempt))
+            if not asyncio.current_task().cancelling():
+                self.refuse_closed()
+            raise
+        finally:
+            self._attempts.discard(attempt)
 
     def refuse_closed(self):
         """Raises LabError once the lab is being closed: what is started now would outlive it."""
@@ -389,6 +405,7 @@ class Lab:
             self._end_workers,
             self._at_end.aclose,
             self._heal_and_delete_streams,
+            self._end_attempts,
             self._disconnect,
             self._release,
         ]
@@ -407,6 +424,13 @@ class Lab:
         await self.faults.heal()
         if self._cleanup:
             self._left += await self._cleanup.wipe()
+
+    async def _end_attempts(self):
+        attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
+        await asyncio.gather(*map(_undo, attempts))
 
     async def _disconnect(self):
         drain = not self._is_private  # its nodes may be dead, and they end now
@@ -431,3 +455,9 @@ class Lab:
 
     def __repr__(self):
         return f"<Lab {self.topic} on {self.cluster and self.cluster.backend}>"
+
+
+async def _undo(attempt):
+    """Closes the client of this attempt to connect (a task that has ended), if it was made."""
+    if not attempt.cancelled() and not attempt.exception():
+        await close_client(attempt.result(), drain=False)

@@ -305,6 +305,9 @@ class Wire:
         except (EOFError, BrokenPipeError):
             self._end_proxy()
             raise LabError("The wire's process ended as soon as it was started.") from None
+        except LabError:
+            self._end_proxy()
+            raise
 
     def _ask(self, order):
         """Sends an order (dict) to the proxy, and returns its answer (dict). If the proxy has
@@ -321,6 +324,9 @@ class Wire:
             raise LabError(CLOSED)
         at = time.perf_counter() - self.start  # before anybody can connect again
         self._launch()
+        if self._closing:  # meanwhile: close() has ended the one before
+            self._end_proxy()
+            raise LabError(CLOSED)
         self._reading.restart(at)
         self._reading.note(at, "gap", text="the wire's process had ended, and was started again")
 
