@@ -22,6 +22,7 @@ from labkit.cluster import lifecycle
 from labkit.cluster.streams import delete_all, stream_names
 from labkit.system.ports import is_free
 from labkit.waiting import until as until_within
+from labkit.wire import tap
 from labkit.wire.tap import Wire
 
 until = functools.partial(until_within, timeout=15)
@@ -334,6 +335,24 @@ async def until_idle(wire):
     await until(
         lambda: not [c for c in process.net_connections() if c.status != "LISTEN" and c.raddr]
     )
+
+
+async def test_a_port_that_is_taken_is_said_and_leaves_no_process_and_no_socket(
+    cluster, monkeypatch
+):
+    taken = []
+
+    def taken_port():
+        taken.append(reserved())
+        taken[-1].listen()
+        return taken[-1]
+
+    reserved = tap._reserved
+    monkeypatch.setattr(tap, "_reserved", taken_port)
+    with pytest.raises(LabError, match="cannot listen: .*in use"):
+        Wire({"n1": ("127.0.0.1", cluster.nodes[0].port)})
+    assert not any(str(tap.PROXY) in child.cmdline() for child in psutil.Process().children())
+    assert [sock.fileno() for sock in taken] == [-1]
 
 
 async def test_a_client_that_speaks_no_nats(wire):

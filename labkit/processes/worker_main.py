@@ -123,7 +123,7 @@ def last_words(order, words):
     for example) is lost with the worker."""
 
     async def say():
-        nc = await nats.connect(name="labkit", **order["beside"])
+        nc = await nats.connect(**order["beside"])
         await nc.request(order["events"], json.dumps(words).encode(), timeout=10)
         await nc.close()
 

@@ -25,7 +25,7 @@ import psutil
 from nats.nuid import NUID
 
 from labkit import paths
-from labkit.cluster.connection import flush
+from labkit.cluster.connection import OUR_NAME, flush
 from labkit.errors import LabError
 from labkit.system.launching import launch
 from labkit.waiting import until
@@ -130,7 +130,7 @@ async def start(lab, module, name, log, kill_at, pause_at, timeout, options):
     order = {
         "module": str(_module(lab.topic, module)),
         "login": {"dont_randomize": True, **lab.login()},
-        "beside": lab.login(wire=False),  # for its last words
+        "beside": {"name": OUR_NAME, **lab.login(wire=False)},  # for its last words
         "kill_at": _place(kill_at),
         "pause_at": _place(pause_at),
         "options": options,

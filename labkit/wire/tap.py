@@ -110,7 +110,11 @@ class Wire:
         self._marks = []
         self._closing = False
         self._orders = queue.SimpleQueue()  # (function, Future), for the thread
-        self._launch()
+        try:
+            self._launch()
+        except BaseException:
+            self._let_go()
+            raise
         threading.Thread(target=self._work, daemon=True).start()
 
     # --- where to connect
@@ -305,7 +309,7 @@ class Wire:
         except (EOFError, BrokenPipeError):
             self._end_proxy()
             raise LabError("The wire's process ended as soon as it was started.") from None
-        except LabError:
+        except LabError:  # a port is taken
             self._end_proxy()
             raise
 
