@@ -4,7 +4,6 @@ messages, good-byes that use up deliveries, partitions, a drain that takes its t
 import asyncio
 import contextlib
 import dataclasses
-import datetime
 import inspect
 import json
 import time
@@ -164,25 +163,26 @@ async def test_a_drain_gives_nothing_back(calm):
 
 async def test_a_paused_consumer_has_a_backlog_and_workers_that_wait(calm):
     await make(calm, "PAUSED", 20)
-    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)
-    ask = json.dumps({"pause_until": until.isoformat()}).encode()
-    await calm.nc.request("$JS.API.CONSUMER.PAUSE.PAUSED.workers", ask)
-    subs = [await calm.js.pull_subscribe_bind("workers", "PAUSED") for _ in range(3)]
-    stop, got = asyncio.Event(), []
+    await calm.js.pause_consumer("PAUSED", "workers", "2099-01-01T00:00:00Z")
 
-    async def work(sub):  # asks again, as a worker does: a request may meet the pause half made
-        while not stop.is_set():
-            got.extend(await fetched(sub, 5, timeout=1))
+    async def is_paused():  # a cluster answers a pause before the consumer knows of it
+        return (await calm.js.consumer_info("PAUSED", "workers")).paused
+
+    await calm.until(is_paused)
+    subs = [await calm.js.pull_subscribe_bind("workers", "PAUSED") for _ in range(3)]
+    waiting = [asyncio.create_task(fetched(sub, 5, timeout=10)) for sub in subs]
 
     async def all_wait():
         info = await calm.js.consumer_info("PAUSED", "workers")
         return info if info.num_waiting == 3 else None
 
-    working = [asyncio.create_task(work(sub)) for sub in subs]
     info = await calm.until(all_wait)
-    stop.set()
-    await asyncio.gather(*working)
-    assert info.num_pending == 20 and info.num_ack_pending == 0 and not got
+    for sub in subs:
+        await sub.unsubscribe()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert info.num_pending == 20 and info.num_ack_pending == 0
 
 
 async def test_partitions(calm):
