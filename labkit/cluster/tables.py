@@ -191,17 +191,18 @@ def _consumer(info):
 
 
 async def connections(cluster, account):
-    """Returns one row a connection of this account, as the nodes' /connz tell it. Columns: node,
-    name, subscriptions, in_msgs (from the client), out_msgs (to it), pending_bytes."""
+    """Returns one row a connection of this account, as the nodes' /connz tell it, but for labkit's
+    own. Columns: node, name, subscriptions, in_msgs (from the client), out_msgs (to it),
+    pending_bytes."""
     import pandas as pd
 
-    rows = await connection_rows(cluster, account)
+    rows = [row for row in await connection_rows(cluster, account) if row["name"] != OUR_NAME]
     return pd.DataFrame(rows, columns=["node", "name", *CONNECTION_NUMBERS])
 
 
 async def connection_rows(cluster, account):
-    """Returns the rows of connections() as a list of dicts, without pandas, whose import takes
-    seconds."""
+    """Returns the rows of connections(), and labkit's own connections, as a list of dicts: without
+    pandas, whose import takes seconds."""
     query = f"connz?acc={account.upper()}&limit=100000"  # the default limit is 1024
     answers = await asyncio.gather(*(raft.ask_patiently(node, query) for node in cluster.nodes))
     return [

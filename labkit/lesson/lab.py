@@ -371,7 +371,7 @@ class Lab:
             return await tables.consumers(client.jetstream(), stream)
 
     async def connections(self):
-        """One row a connection to this lesson's account, on any node."""
+        """One row a connection to this lesson's account, on any node; labkit's own are left out."""
         return await tables.connections(self.cluster, self.topic)
 
     # --- the end
