@@ -3,8 +3,6 @@ behind."""
 
 import asyncio
 import contextlib
-import functools
-import itertools
 import json
 import os
 import random
@@ -18,7 +16,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-from jupyter_client.connect import LocalPortCache
 from xdist.scheduler import LoadScopeScheduling
 
 import labkit as package
@@ -72,9 +69,6 @@ def pytest_configure(config):
     # An open() that names no encoding is an EncodingWarning.
     os.environ["PYTHONWARNDEFAULTENCODING"] = "1"
     os.environ["PYTHONWARNINGS"] = our_warnings_are_errors()
-    LocalPortCache.find_available_port = lambda cache, ip: next(
-        filter(ports.is_free, ports_for_kernels())
-    )
     for marker, (switch, needs) in RUN_IF.items():
         config.addinivalue_line("markers", f"{marker}: needs {needs}; runs where {switch}=1")
 
@@ -284,16 +278,6 @@ def take(ports):
 def give_back(base):
     """Lets others draw these ports again: nothing of the test listens there any more."""
     TAKEN.pop(base + 9).close()
-
-
-@functools.cache
-def ports_for_kernels():
-    """An endless round through ports that only this process gives to kernels. jupyter_client asks
-    the system for five free ones, lets them go, and the kernel binds them up to a second later.
-    Each process of a run does so, and in about one run in twenty, two of them collided: "Address
-    already in use"."""
-    base = next(base for base in range(9000, 10000, 50) if take([base + 49]))
-    return itertools.cycle(range(base, base + 49))
 
 
 @pytest.fixture

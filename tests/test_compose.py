@@ -163,7 +163,7 @@ def passes(*arguments):
         capture_output=True,
         timeout=1200,
     )
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-30_000:] + done.stderr[-3000:]
     assert nodes.DIRECT.open("http://127.0.0.1:8222/varz", timeout=10).status == 200
 
 

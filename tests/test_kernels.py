@@ -3,6 +3,9 @@ nothing left."""
 
 import asyncio
 import os
+import re
+import subprocess
+import sys
 import tempfile
 
 import nats
@@ -101,6 +104,25 @@ async def test_a_kernel_of_a_test_gets_ports_that_no_other_process_is_given():
     async with kernel() as (client, _):
         assert len(client.km.ports) == 5
         assert all(9000 <= port < 10000 for port in client.km.ports)
+
+
+def test_so_does_one_where_a_single_notebook_is_tested():
+    """Then the settings of tests/ are not read."""
+    source = """
+import pytest
+from jupyter_client.connect import LocalPortCache
+pytest.main(["-q", "-n0", "--collect-only", "notebooks/00_start_here.ipynb"])
+print("ports:", [LocalPortCache().find_available_port("127.0.0.1") for _ in range(5)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=paths.PROJECT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    given = [int(port) for port in re.findall(r"\d+", done.stdout.rpartition("ports:")[2])]
+    assert len(given) == 5, done.stdout + done.stderr
+    assert all(9000 <= port < 10000 for port in given)
 
 
 async def nothing_left(known):
