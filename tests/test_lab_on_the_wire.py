@@ -97,6 +97,8 @@ async def test_a_worker_that_is_killed_is_on_the_wire_once(calm):
     await calm.until(lambda: calm.wire.count("disconnected", client="W"))
     assert names(calm) == {"checks", "W"}
     assert calm.wire.last("mark")["text"] == "W: done"
+    senders = {event["client"] for event in calm.wire.all() if "subject" in event}
+    assert senders == {"W"}, "what labkit answers the worker is not in the record"
 
 
 async def test_a_program_is_on_the_wire(calm, tmp_path):

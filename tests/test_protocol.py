@@ -213,9 +213,3 @@ def test_a_large_payload_is_cut_off_and_its_size_is_told():
     operations, gone_on = read(parser, pieces)
     assert operations == [Operation("HPUB", "a", "", "", 1_000_012, b"h" * 10, b"p" * 10)]
     assert gone_on == sent
-
-
-def test_without_payloads_only_sizes_are_kept():
-    parser = Parser(from_server=True, kept=0)
-    (operation,), _ = parser.feed(b"HMSG a 1 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n")
-    assert operation == Operation("HMSG", "a", "r", "1", 14, b"", b"")

@@ -506,3 +506,14 @@ def test_the_oldest_events_are_given_up_when_there_are_too_many_or_their_message
     script.reading.clear()
     script.reading.note(11, "published", payload="x" * 500)
     assert script.reading.forget(most=9, most_bytes=500) == 0
+
+
+def test_without_payloads_their_meaning_stays():
+    script = Script()
+    script.reading = Reading(0, lambda server: "n1", payloads=False)
+    script.client(1, "A")
+    headers = b"NATS/1.0\r\nA: secret\r\n\r\n"
+    script(1, "PUB", "orders.new", "_INBOX.1", payload=b"secret", headers=headers)
+    script(1, "MSG", "_INBOX.1", sid="9", payload=b'{"stream":"ORDERS","seq":1}')
+    assert script.kinds() == [("published",), ("stored",)]
+    assert "secret" not in str(script.reading.events)

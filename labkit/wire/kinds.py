@@ -140,12 +140,14 @@ class Publish:
 class Reading:
     """Turns operations, in their order, into `events` (list of dicts)."""
 
-    def __init__(self, start, node_at):
+    def __init__(self, start, node_at, payloads=True):
         """start: time.perf_counter() at which `at` is 0. node_at: a function that returns what the
-        events call the server of a (host, port)."""
+        events call the server of a (host, port). payloads: False for events without payloads and
+        headers; they are read nevertheless, since they tell what an answer means."""
         self.events = []
         self._start = start
         self._node_at = node_at
+        self._payloads = payloads
         self.count = 0  # of events since the beginning
         self._bytes = 0  # of payloads and headers in the events
         self._connections = {}  # number of the link -> Connection
@@ -158,12 +160,17 @@ class Reading:
         self._unseen = Recent()  # number of the event -> Publish that nobody has got
         self._patterns = set()  # subjects of streams that were made on the wire
         self._acks_all = set()  # (stream, consumer) with ack policy "all"
+        self._ours = Recent()  # reply subjects of what labkit's own processes say
         self._has_readers = {}  # subject -> True if a subscription on the wire is there for it
 
     def read(self, at, link, *operation):
         """Takes the next operation, as the proxy noted it."""
         operation = Operation(*operation)
         if operation.subject.startswith(OURS):
+            if operation.reply:
+                self._ours[operation.reply] = True
+            return
+        if operation.subject in self._ours:  # what labkit answers
             return
         if operation.verb == "opened":
             self._forget_closed_ones()
@@ -183,6 +190,17 @@ class Reading:
         self.events.append(event)
         self._bytes += _weight(event)
         return event
+
+    def _message(self, operation, with_reply=True):
+        """The fields of an event that tell a message (dict)."""
+        fields = {"subject": operation.subject, "size": operation.size}
+        if operation.payload and self._payloads:
+            fields["payload"] = operation.payload.decode(errors="replace")
+        if operation.headers and self._payloads:
+            fields["headers"] = of_headers(operation.headers)
+        if operation.reply and with_reply:
+            fields["reply"] = operation.reply
+        return fields
 
     def clear(self):
         """Forgets the events; what it knows of connections and open messages stays."""
@@ -369,14 +387,14 @@ class Reading:
     def _replied(self, at, connection, operation, request):
         fields = {"hidden": "api"} if request.get("hidden") else {}
         event = self.note(
-            at, "replied", connection, of=request["number"], **_message(operation), **fields
+            at, "replied", connection, of=request["number"], **self._message(operation), **fields
         )
         self._remember(operation, event, had_readers=True)
 
     def _published(self, at, connection, operation):
         is_request = operation.reply and not self._is_for_a_stream(operation)
         kind = "requested" if is_request else "published"
-        event = self.note(at, kind, connection, **_message(operation))
+        event = self.note(at, kind, connection, **self._message(operation))
         is_awaited = self._is_awaited(connection, operation.subject)
         publish = self._remember(operation, event, is_awaited)
         if operation.reply:
@@ -469,7 +487,7 @@ class Reading:
             event = self.note(at, "expired", **expired, of=before["number"])
             event["client"] = before["client"]
         fields = {**_shown(ack), "consumer_seq": ack["consumer_seq"], "pending": ack["pending"]}
-        fields |= _message(operation, with_reply=False)
+        fields |= self._message(operation, with_reply=False)
         publish = self._origin(at, connection, operation, ack, fields)
         if publish:
             fields["of"] = publish.event["number"]
@@ -493,7 +511,7 @@ class Reading:
 
     def _delivered(self, at, connection, operation, sub):
         """A message of core NATS, or an answer to a request."""
-        fields = _message(operation)
+        fields = self._message(operation)
         group = sub.group if sub else (connection.number, operation.sid)
         request = self._requests.get(operation.reply)
         if request:
@@ -586,18 +604,6 @@ def _content(operation):
     """The same for equal messages."""
     digest = zlib.crc32(operation.payload, zlib.crc32(operation.headers))
     return operation.subject, operation.size, digest
-
-
-def _message(operation, with_reply=True):
-    """The fields of an event that tell a message (dict)."""
-    fields = {"subject": operation.subject, "size": operation.size}
-    if operation.payload:
-        fields["payload"] = operation.payload.decode(errors="replace")
-    if operation.headers:
-        fields["headers"] = of_headers(operation.headers)
-    if operation.reply and with_reply:
-        fields["reply"] = operation.reply
-    return fields
 
 
 def of_headers(headers):

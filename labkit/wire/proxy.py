@@ -116,8 +116,8 @@ class Link:
         self.is_open = True
         self._wire = wire
         self._has_told = False  # that it ends
-        self.client = End(client, Parser(False, kept=wire.kept))
-        self.server = End(server, Parser(True, wire.addresses_here, wire.kept))
+        self.client = End(client, Parser(False))
+        self.server = End(server, Parser(True, wire.addresses_here))
         for source, sink in self.directions:
             source.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._listen(source, sink)
@@ -397,12 +397,10 @@ def _is_loopback(host):
 class Wire:
     """All doors and links of this process, and its record."""
 
-    def __init__(self, kept, most, most_bytes):
-        """kept: bytes of headers, and of payload, to keep of a message. most, most_bytes: see
-        Record."""
+    def __init__(self, most, most_bytes):
+        """most, most_bytes: see Record."""
         self.loop = asyncio.get_running_loop()
         self.record = Record(most, most_bytes)
-        self.kept = kept
         self.links = set()
         self._doors = {}  # (host, port) of a server -> Door
         self._count = 0  # of links

@@ -18,7 +18,6 @@ from pathlib import Path
 from labkit.errors import LabError
 from labkit.system.launching import end, launch
 from labkit.wire.kinds import FINDINGS, Reading, matches
-from labkit.wire.protocol import KEPT
 
 PROXY = Path(__file__).with_name("proxy.py")
 MOST = 200_000  # events
@@ -98,7 +97,6 @@ class Wire:
         self.forgotten = 0  # events that were given up, since there were too many
         self._others = others or (lambda: None)
         self._most = most
-        self._kept = KEPT if payloads else 0
         self._names = {address: name for name, address in servers.items()}
         self._reserved = {server: _reserved() for server in servers.values()}
         # (host, port) of a server -> port here
@@ -106,7 +104,7 @@ class Wire:
         if sys.platform != "linux":
             self._let_go()
         self.start = time.perf_counter()  # the moment at which `at` is 0
-        self._reading = Reading(self.start, self._name_of)
+        self._reading = Reading(self.start, self._name_of, payloads)
         self._marks = []
         self._closing = False
         self._orders = queue.SimpleQueue()  # (function, Future), for the thread
@@ -296,7 +294,7 @@ class Wire:
     # --- the proxy
 
     def _launch(self):
-        settings = {"kept": self._kept, "most": self._most, "most_bytes": MOST_BYTES}
+        settings = {"most": self._most, "most_bytes": MOST_BYTES}
         self._forgotten_there = 0
         self._child = launch(
             [sys.executable, str(PROXY), json.dumps(settings)],
