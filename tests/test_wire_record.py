@@ -19,6 +19,7 @@ import pytest
 from conftest import barrier
 from labkit import LabError
 from labkit.cluster import lifecycle
+from labkit.cluster.readiness import settled
 from labkit.cluster.streams import delete_all, stream_names
 from labkit.system.ports import is_free
 from labkit.waiting import until as until_within
@@ -260,23 +261,26 @@ async def test_no_password_is_in_the_record(cluster, wire, client):
 async def test_without_payloads_the_kinds_are_the_same(cluster):
     await delete_streams(cluster)
     wire = Wire({"n1": ("127.0.0.1", cluster.nodes[0].port)}, payloads=False)
-    one = await nats.connect(**cluster.login("checks") | {"servers": wire.urls})
-    js = one.jetstream()
-    await js.add_stream(name="ORDERS", subjects=["orders"])
-    await js.publish("orders", b"secret", headers={"secret": "secret"})
-    sub = await js.pull_subscribe("orders", "work")
-    (msg,) = await sub.fetch(1, timeout=5)
-    await msg.nak()
-    (msg,) = await sub.fetch(1, timeout=5)
-    await msg.term()
-    await barrier(one)
-    kinds = ("published", "stored", "delivered", "nak", "redelivered", "term")
-    assert [event["kind"] for event in wire.all() if event["kind"] in kinds] == list(kinds)
-    published = wire.last("published")
-    assert published["size"] > 6 and "payload" not in published and "headers" not in published
-    assert "secret" not in str(wire.all(hidden=True))
-    await one.close()
-    wire.close()
+    with contextlib.closing(wire):
+        one = await nats.connect(**cluster.login("checks") | {"servers": wire.urls})
+        js = one.jetstream()
+        await js.add_stream(name="ORDERS", subjects=["orders"])
+        await js.add_consumer("ORDERS", durable_name="work", ack_policy="explicit")
+        await settled(one, "ORDERS")
+        wire.clear()
+        await js.publish("orders", b"secret", headers={"secret": "secret"})
+        sub = await js.pull_subscribe_bind("work", "ORDERS")
+        (msg,) = await sub.fetch(1, timeout=5)
+        await msg.nak()
+        (msg,) = await sub.fetch(1, timeout=5)
+        await msg.term()
+        await barrier(one)
+        kinds = ("published", "stored", "delivered", "nak", "redelivered", "term")
+        assert [event["kind"] for event in wire.all() if event["kind"] in kinds] == list(kinds)
+        published = wire.last("published")
+        assert published["size"] > 6 and "payload" not in published and "headers" not in published
+        assert "secret" not in str(wire.all(hidden=True))
+        await one.close()
     await delete_streams(cluster)
 
 
