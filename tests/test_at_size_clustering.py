@@ -57,20 +57,16 @@ async def test_in_a_cut_10158_lasts_until_the_leader_steps_down(lab):
 
 
 async def test_two_tries_at_once_get_10158_on_a_healthy_cluster(lab):
+    """On one connection, in one write: of two connections, a busy machine may serve the first until
+    its message is committed, and then both get an ack."""
     await lab.js.add_stream(name="ORDERS", subjects=["orders.*"], num_replicas=3)
     await lab.settled("ORDERS")
-    clients = [(await lab.connect(node=name)).jetstream() for name in ("n1", "n2")]
-    answers = []
-    for rounds in range(20):  # a pair that is far enough apart gets two acks
-        ids = [f"order {rounds}-{number}" for number in range(50)]
-        publishes = [
-            js.publish("orders.new", timeout=5, headers={"Nats-Msg-Id": name})
-            for name in ids
-            for js in clients
-        ]
-        answers += await asyncio.gather(*map(answer_of, publishes))
-        if "APIError 10158" in answers:
-            break
+    publishes = [
+        lab.js.publish("orders.new", timeout=5, headers={"Nats-Msg-Id": f"order {number}"})
+        for number in range(50)
+        for _ in range(2)
+    ]
+    answers = await asyncio.gather(*map(answer_of, publishes))
     assert set(answers) == {"acked", "APIError 10158"}
 
 
