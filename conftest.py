@@ -26,8 +26,8 @@ def pytest_configure():
 def ports_for_kernels():
     """An endless round through ports that only this process gives to kernels. jupyter_client asks
     the system for five free ones, lets them go, and the kernel binds them up to a second later.
-    Each process of a run does so, and in about one run in twenty, two of them collided, or one with
-    a connection that was made meanwhile: "Address already in use"."""
+    Each process of a run does so, and the wires of lessons bind free ones, too: in about one run in
+    twenty, two of them collided: "Address already in use"."""
     for base in range(9000, 10000, 50):
         held = socket.socket()
         try:

@@ -177,6 +177,7 @@ async def test_a_paused_consumer_has_a_backlog_and_workers_that_wait(calm):
         return info if info.num_waiting == 3 else None
 
     info = await calm.until(all_wait)
+    assert not any(task.done() for task in waiting), "nobody got anything"
     for sub in subs:
         await sub.unsubscribe()
     for task in waiting:
